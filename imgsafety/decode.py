@@ -1,0 +1,153 @@
+"""Bytes, PIL images and arrays to upright RGB views, bounded in pixels.
+
+In: what `source.load` hands over. Out: `View`s: every RGB picture that somebody who opens the item could
+see. A still picture gives one view; an animation gives frames sampled over its whole length; a
+picture with transparent parts gives two, over white and over black, because the viewer's page decides.
+What a reader would get wrong: `Image.open` only reads the header, so size limits hold before any decoding.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from imgsafety.errors import ImageError
+
+# Decoders we let untrusted bytes reach. MPO is what many phones write into .jpg files.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+# An animation may hold this many times the pixels of the largest still picture, over all its frames.
+ANIMATION_FACTOR = 16
+# JPEG is decoded at reduced size only down to this many times the model's side; closer shifts pixels.
+REDUCED_DECODING_MARGIN = 2
+FLOAT_SLACK = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """max_pixels: width times height that is still decoded. frames: how many frames of an animation
+    are judged, spread evenly from the first to the last."""
+
+    max_pixels: int = 80_000_000
+    frames: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One upright RGB picture; `frame` is its index in an animation or batch, none for a still one."""
+
+    image: Image.Image
+    frame: int | None = None
+
+
+def decode(data: bytes, limits: Limits, size: int) -> list[View]:
+    """Decode a file's bytes. size: the model's side, for reduced JPEG decoding. Raises `ImageError`."""
+    if not data:
+        raise ImageError("the file is empty")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return list(_views(image, limits, size))
+    except ImageError:
+        raise
+    except Exception as problem:  # Pillow's decoders raise nearly every class there is on damaged bytes
+        raise ImageError(_explain(problem)) from problem
+
+
+def from_pil(image: Image.Image, limits: Limits) -> list[View]:
+    """Make views of a PIL image, all its frames included, without changing it. Raises `ImageError`."""
+    try:
+        # A file-backed image is decoded on first use and remembers its frame: work on a copy of a still
+        # one, and put an animation back on the frame where it was.
+        position = image.tell()
+        views = list(_views(image if getattr(image, "is_animated", False) else image.copy(), limits))
+        image.seek(position)
+        return views
+    except ImageError:
+        raise
+    except Exception as problem:  # a lazily opened image raises what its decoder raises
+        raise ImageError(_explain(problem)) from problem
+
+
+def from_array(array: npt.NDArray[Any], limits: Limits) -> list[View]:
+    """Make views of `(height, width)`, `(height, width, 1|3|4)` or `(batch, height, width, 1|3|4)`.
+
+    uint8, or floats in [0, 1]. Raises `ImageError` for any other shape, type or range.
+    """
+    if array.ndim not in (2, 3, 4) or 0 in array.shape or (array.ndim > 2 and array.shape[-1] not in (1, 3, 4)):
+        raise ImageError(f"array of shape {array.shape} is not (height, width, 1, 3 or 4)")
+    stack = array if array.ndim == 4 else array[np.newaxis]
+    views: list[View] = []
+    for index, values in enumerate(stack):
+        bytes_ = _to_uint8(values)
+        image = Image.fromarray(bytes_[..., 0] if bytes_.ndim == 3 and bytes_.shape[-1] == 1 else bytes_)
+        _check_size(image.size, limits)
+        views += [View(rgb, index if len(stack) > 1 else None) for rgb in _flatten(image)]
+    return views
+
+
+def _to_uint8(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    if not np.issubdtype(values.dtype, np.floating):
+        raise ImageError(f"array of type {values.dtype} is neither uint8 nor float in [0, 1]")
+    # Written so that NaN fails it.
+    if not (values.min() >= -FLOAT_SLACK and values.max() <= 1 + FLOAT_SLACK):
+        raise ImageError(f"float array spans {values.min():g} to {values.max():g}, not [0, 1]")
+    return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+
+
+def _views(image: Image.Image, limits: Limits, size: int = 0) -> Iterator[View]:
+    _check_size(image.size, limits)
+    count = getattr(image, "n_frames", 1)
+    if count == 1:
+        if size and image.format in ("JPEG", "MPO"):
+            side = REDUCED_DECODING_MARGIN * size
+            image.draft("RGB", (side, side))
+        for rgb in _flatten(ImageOps.exif_transpose(image)):
+            yield View(rgb)
+        return
+    pixels = image.width * image.height * count
+    if pixels > ANIMATION_FACTOR * limits.max_pixels:
+        raise ImageError(f"{count} frames of {image.width}x{image.height} are over the limit for an animation")
+    for index in sorted({round(at) for at in np.linspace(0, count - 1, max(limits.frames, 2))}):
+        image.seek(index)
+        for rgb in _flatten(ImageOps.exif_transpose(image)):
+            yield View(rgb, index)
+
+
+def _check_size(size: tuple[int, int], limits: Limits) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageError(f"the picture is {width}x{height} pixels")
+    if width * height > limits.max_pixels:
+        raise ImageError(f"{width}x{height} pixels are over the limit of {limits.max_pixels:,}")
+
+
+def _flatten(image: Image.Image) -> list[Image.Image]:
+    """Return the RGB pictures that a viewer could see of one frame."""
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        return [_from_deep_grey(image)]
+    if image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info:
+        return [image.convert("RGB")]
+    rgba = image.convert("RGBA")
+    if rgba.getextrema()[3][0] == 255:  # type: ignore[index]  # one pair per band for a four-band image
+        return [rgba.convert("RGB")]
+    return [Image.alpha_composite(Image.new("RGBA", rgba.size, ground), rgba).convert("RGB") for ground in ("white", "black")]
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
+    if not (values.min() >= 0 and values.max() <= 65535):
+        raise ImageError(f"grey values from {values.min():g} to {values.max():g} are not 16-bit")
+    # 16-bit files hold 257 steps per 8-bit level; Pillow's own conversion would clip them to white.
+    scale = 257 if values.max() > 255 or image.mode.startswith("I;16") else 1
+    return Image.fromarray(np.rint(values / scale).astype(np.uint8)).convert("RGB")
+
+
+def _explain(problem: Exception) -> str:
+    if isinstance(problem, Image.UnidentifiedImageError):
+        return f"not an image of a kind we read ({', '.join(FORMATS)})"
+    return f"cannot be decoded: {type(problem).__name__}: {problem}"

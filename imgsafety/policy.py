@@ -1,0 +1,171 @@
+"""Scores to a verdict: a pure function over the rules of a TOML file.
+
+A rule fires when every score it names is at or above its threshold. What a reader would get wrong:
+a score that is missing or not finite must not read as "below the threshold"; it makes the picture
+`undecided`. A policy names the model whose scores its thresholds were calibrated on, and fits no other.
+
+    name = "default"
+    model = "imgsafety 1.0"
+
+    [[rules]]
+    name = "undressed"
+    verdict = "block"                        # label, review or block
+    when = { minimal_attire = 0.6 }          # all at or above
+    before_below = { minimal_attire = 0.3 }  # edits only: all below in the picture that came in
+"""
+
+import hashlib
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from imgsafety.errors import PolicyError
+from imgsafety.result import SEVERITY, Decision, Reason, Scores, Verdict
+
+FOLDER = Path(__file__).parent / "policies"
+# A rule may only make things graver; `label` names a reason and leaves the decision as it is.
+OUTCOMES: dict[str, Decision] = {"label": "allow", "review": "review", "block": "block"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`when`: score name to the least value that fires. `before_below`: the same scores of the picture
+    that came in must be under these values; a rule that has it is only asked about edits."""
+
+    name: str
+    verdict: str
+    when: Mapping[str, float]
+    before_below: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Named rules for the scores of one model; `sha256` is that of the TOML text."""
+
+    name: str
+    model: str
+    rules: tuple[Rule, ...]
+    sha256: str = ""
+
+    @property
+    def score_names(self) -> frozenset[str]:
+        """Every score that some rule names."""
+        return frozenset(name for rule in self.rules for name in (*rule.when, *rule.before_below))
+
+
+def shipped_policies() -> tuple[str, ...]:
+    """Return the names of the policies that come with the package."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+
+def load_policy(policy: str | os.PathLike[str] = "default") -> Policy:
+    """Load a shipped policy by name, or a TOML file by path. Raises `PolicyError`."""
+    shipped = FOLDER / f"{policy}.toml"
+    path = shipped if os.fspath(policy) in shipped_policies() else Path(policy)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        names = ", ".join(shipped_policies())
+        raise PolicyError(f"policy {policy} is neither a readable TOML file nor one of: {names}") from problem
+    return parse_policy(text, where=str(path))
+
+
+def parse_policy(text: str, where: str = "policy") -> Policy:
+    """Read a policy from TOML text. Raises `PolicyError` that says what is wrong and `where`."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
+        raise PolicyError(f"{where}: not TOML: {problem}") from problem
+    entries = table.get("rules")
+    if not isinstance(entries, list) or not entries:
+        raise PolicyError(f"{where}: needs at least one [[rules]] table")
+    rules = tuple(_parse_rule(entry, where) for entry in entries)
+    if len({rule.name for rule in rules}) != len(rules):
+        raise PolicyError(f"{where}: two rules have the same name")
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Policy(_text(table, "name", where), _text(table, "model", where), rules, digest)
+
+
+def _parse_rule(entry: Any, where: str) -> Rule:
+    if not isinstance(entry, dict):
+        raise PolicyError(f"{where}: rules must be [[rules]] tables")
+    name = _text(entry, "name", where)
+    where = f"{where}: rule {name!r}"
+    unknown = set(entry) - {"name", "verdict", "when", "before_below"}
+    if unknown:
+        raise PolicyError(f"{where}: unknown key {sorted(unknown)[0]!r}")
+    verdict = _text(entry, "verdict", where)
+    if verdict not in OUTCOMES:
+        raise PolicyError(f"{where}: verdict {verdict!r} is not one of {', '.join(OUTCOMES)}")
+    when = _thresholds(entry.get("when"), f"{where}: when")
+    before = _thresholds(entry["before_below"], f"{where}: before_below") if "before_below" in entry else {}
+    return Rule(name, verdict, when, before)
+
+
+def _thresholds(value: Any, where: str) -> dict[str, float]:
+    if not isinstance(value, dict) or not value:
+        raise PolicyError(f"{where}: needs at least one `score = threshold`")
+    for name, threshold in value.items():
+        number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+        if not (number and 0 <= threshold <= 1):  # NaN fails this too
+            raise PolicyError(f"{where}: threshold of {name!r} is {threshold!r}, not a number from 0 to 1")
+    return {name: float(threshold) for name, threshold in value.items()}
+
+
+def _text(table: Mapping[str, Any], key: str, where: str) -> str:
+    value = table.get(key)
+    if not isinstance(value, str) or not value:
+        raise PolicyError(f"{where}: needs `{key} = \"…\"`")
+    return value
+
+
+def check_fit(policy: Policy, model: str, available: frozenset[str]) -> None:
+    """Raise `PolicyError` unless the policy was calibrated for this model and all its scores exist."""
+    if policy.model != model:
+        raise PolicyError(
+            f"policy {policy.name!r} was calibrated for model {policy.model!r}, not {model!r}; "
+            "make one for this model with training.calibrate"
+        )
+    missing = sorted(policy.score_names - available)
+    if missing:
+        raise PolicyError(f"policy {policy.name!r} names scores that model {model!r} does not give: {missing}")
+
+
+def decide(policy: Policy, scores: Scores, before: Scores | None = None) -> Verdict:
+    """Apply every rule to the scores of one picture; the gravest outcome is the decision.
+
+    before: scores of the picture that came in, for an edit; rules with `before_below` need it.
+    A rule whose scores are missing or not finite makes the verdict `undecided`, unless another blocks.
+    """
+    reasons: list[Reason] = []
+    decision: Decision = "allow"
+    error: str | None = None
+    for rule in policy.rules:
+        if rule.before_below and before is None:
+            continue
+        lacking = _lacking(rule.when, scores) + (_lacking(rule.before_below, before) if before else [])
+        if lacking:
+            error = f"rule {rule.name!r} has no finite score {lacking[0]!r}"
+            outcome: Decision = "undecided"
+        elif _fires(rule, scores, before):
+            reasons.append(Reason(rule.name, rule.verdict, {name: scores.named[name] for name in rule.when}))
+            outcome = OUTCOMES[rule.verdict]
+        else:
+            continue
+        decision = max(decision, outcome, key=lambda name: SEVERITY[name])
+    return Verdict(decision, tuple(reasons), error)
+
+
+def _lacking(thresholds: Mapping[str, float], scores: Scores) -> list[str]:
+    return [name for name in thresholds if not math.isfinite(scores.named.get(name, math.nan))]
+
+
+def _fires(rule: Rule, scores: Scores, before: Scores | None) -> bool:
+    above = all(scores.named[name] >= threshold for name, threshold in rule.when.items())
+    if before is None:
+        return above
+    return above and all(before.named[name] < threshold for name, threshold in rule.before_below.items())

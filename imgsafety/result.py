@@ -1,0 +1,128 @@
+"""The values that travel through the package, all frozen.
+
+`Scores` is a model's opinion of one picture, `Verdict` the policy's decision, `Result` the whole answer
+for one item. `undecided` means there are no scores; it is never `allow`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Decision = Literal["allow", "review", "block", "undecided"]
+
+# From harmless to grave. `undecided` outranks `allow` and `review`: a picture with one unreadable frame
+# must not pass because the readable ones were harmless. `block` outranks it: what is known stays known.
+SEVERITY: dict[str, int] = {"allow": 0, "review": 1, "undecided": 2, "block": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """One frame, ready for the model: `rgb` is uint8 (size, size, 3), `frame` its index in the file."""
+
+    rgb: npt.NDArray[np.uint8]
+    frame: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A model's opinion of one frame.
+
+    heads: for every head, the probability of each label; they sum to 1.
+    named: what a policy can name: `head.label`, `head.at_least.label`, `head.under_YEARS`, and the
+        short names `minimal_attire`, `exposed` (minimal or revealing), `minor`, `under_25`.
+    age, age_low, age_high: expected apparent age and a 90 % interval in years; none when nobody is seen.
+    maps: for every head and label, the share of its probability that each place of a coarse
+        grid (rows, columns) contributes; it sums to the label's probability. Empty unless asked for.
+    """
+
+    heads: Mapping[str, Mapping[str, float]]
+    named: Mapping[str, float]
+    age: float | None = None
+    age_low: float | None = None
+    age_high: float | None = None
+    maps: Mapping[str, Mapping[str, list[list[float]]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A rule that fired, what it asks for, and the scores that made it fire."""
+
+    rule: str
+    verdict: str
+    scores: Mapping[str, float]
+
+    def __str__(self) -> str:
+        return f"{self.rule} ({', '.join(f'{name} {score:.2f}' for name, score in self.scores.items())})"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The policy's decision and every rule that fired; for `undecided`, the error that left no scores."""
+
+    decision: Decision
+    reasons: tuple[Reason, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One item's answer. Attributes and JSON keys are the same; scores are floats in [0, 1] or none.
+
+    path: as given, or none for an item that came without a name. sha256: of the file's bytes, or none
+    when the item came as pixels. frame: index of the frame that decided, or none for a still picture.
+    """
+
+    path: str | None
+    verdict: Decision
+    reasons: tuple[Reason, ...] = ()
+    error: str | None = None
+    sha256: str | None = None
+    frame: int | None = None
+    minimal_attire: float | None = None
+    minor: float | None = None
+    under_25: float | None = None
+    apparent_age: float | None = None
+    apparent_age_low: float | None = None
+    apparent_age_high: float | None = None
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    maps: Mapping[str, Mapping[str, list[list[float]]]] = field(default_factory=dict)
+
+    @property
+    def flagged(self) -> bool:
+        """True when somebody should look: a rule fired, or there is no verdict."""
+        return bool(self.reasons) or self.verdict != "allow"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-ready values; `maps` is left out when it was not asked for."""
+        values = asdict(self)
+        if not self.maps:
+            del values["maps"]
+        return values
+
+
+def make_result(
+    path: str | None, sha256: str | None, frame: int | None, scores: Scores | None, verdict: Verdict
+) -> Result:
+    """Join what is known of one item into its `Result`."""
+    identity = Result(path, verdict.decision, verdict.reasons, verdict.error, sha256, frame)
+    if scores is None:
+        return identity
+    return Result(
+        path,
+        verdict.decision,
+        verdict.reasons,
+        verdict.error,
+        sha256,
+        frame,
+        minimal_attire=scores.named.get("minimal_attire"),
+        minor=scores.named.get("minor"),
+        under_25=scores.named.get("under_25"),
+        apparent_age=scores.age,
+        apparent_age_low=scores.age_low,
+        apparent_age_high=scores.age_high,
+        scores=scores.heads,
+        maps=scores.maps,
+    )

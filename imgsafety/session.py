@@ -1,0 +1,208 @@
+"""Pixels to `Scores`: the only user of onnxruntime.
+
+In: `uint8 (batch, size, size, 3)` RGB. Out: one `Scores` per row. The graph casts, normalises, applies
+temperatures and softmax itself. What a reader would get wrong: a damaged model does not fail, it answers
+NaN, and `nan >= threshold` is false, so everything would pass. `Session` refuses such answers.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imgsafety.errors import ModelError, SetupError
+from imgsafety.result import Scores
+from imgsafety.spec import METADATA_KEY, Head, ModelSpec, from_json
+
+MODEL_FILE = "imgsafety-v1.onnx"
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+MAP_SUFFIX = "_map"
+AGE_INTERVAL = (0.05, 0.95)
+SUM_TOLERANCE = 1e-3
+
+
+def shipped_model() -> Path:
+    """Return the path of the model that came with the package (wheel, editable install or checkout)."""
+    here = Path(__file__).parent
+    for folder in (here / "weights", here.parent / "weights"):
+        if (folder / MODEL_FILE).is_file():
+            return folder / MODEL_FILE
+    raise ModelError(f"{MODEL_FILE} is not beside the package; reinstall imgsafety or name a model file")
+
+
+class Session:
+    """One loaded model. Safe to share between threads.
+
+    model: path of an `.onnx` file with a spec inside. A file named like it plus `.sha256` beside it must
+    match its bytes. threads: CPU threads for one call. Raises `ModelError` for a missing, altered or
+    unfit file and `SetupError` for a provider that is not there.
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | None = None, provider: str = "cpu", threads: int = 1) -> None:
+        self.path = Path(model) if model is not None else shipped_model()
+        data = _read_model(self.path)
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        _check_sha256(self.path, self.sha256)
+        self._runtime = _open_runtime(data, self.path, provider, threads)
+        self.provider = provider
+        self.spec = _read_spec(self._runtime, self.path)
+        self._input = _check_graph(self._runtime, self.spec, self.path)
+        outputs = {output.name for output in self._runtime.get_outputs()}
+        self.has_maps = all(head.name + MAP_SUFFIX in outputs for head in self.spec.heads)
+
+    def run(self, pixels: npt.NDArray[np.uint8], maps: bool = False) -> list[Scores]:
+        """Judge `uint8 (batch, size, size, 3)`; one `Scores` per row, in order.
+
+        maps: also fill `Scores.maps`; raises `ModelError` when the model was exported without them.
+        Raises `ModelError` when the model's answer is not a finite distribution.
+        """
+        size = self.spec.size
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
+            raise ModelError(f"pixels are {pixels.dtype} {pixels.shape}, not uint8 (batch, {size}, {size}, 3)")
+        if maps and not self.has_maps:
+            raise ModelError(f"{self.path}: the model has no map outputs; export it again")
+        names = [head.name for head in self.spec.heads]
+        if maps:
+            names += [name + MAP_SUFFIX for name in names]
+        try:
+            answers = self._runtime.run(names, {self._input: pixels})
+        except Exception as problem:  # onnxruntime raises unrelated classes of its own, also on lack of memory
+            raise ModelError(f"{self.path}: inference failed: {problem}") from problem
+        outputs = dict(zip(names, answers, strict=True))
+        for head in self.spec.heads:
+            _check_distribution(head, outputs[head.name], len(pixels))
+        return [_read_out(self.spec, outputs, row) for row in range(len(pixels))]
+
+
+def _read_model(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as problem:
+        raise ModelError(f"model file {path} cannot be read: {problem.strerror}") from problem
+
+
+def _check_sha256(path: Path, actual: str) -> None:
+    sidecar = path.with_name(path.name + ".sha256")
+    if not sidecar.is_file():
+        return
+    promised = sidecar.read_text().split()
+    if not promised or promised[0] != actual:
+        raise ModelError(f"{path}: SHA-256 is {actual}, {sidecar.name} promises another; the file was altered")
+
+
+def _open_runtime(data: bytes, path: Path, provider: str, threads: int) -> Any:
+    import onnxruntime  # imported here: it takes longer than the rest of the package together
+
+    if provider not in PROVIDERS:
+        raise SetupError(f"provider {provider!r} is not one of {', '.join(PROVIDERS)}")
+    wanted = PROVIDERS[provider]
+    if wanted not in onnxruntime.get_available_providers():
+        raise SetupError(
+            f"provider {provider!r} is not in this onnxruntime; "
+            "replace it: pip uninstall onnxruntime && pip install 'imgsafety[gpu]'"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        runtime = onnxruntime.InferenceSession(data, options, providers=[wanted])
+    except Exception as problem:  # onnxruntime raises unrelated classes of its own
+        raise ModelError(f"{path} is not a model that onnxruntime can load: {problem}") from problem
+    if wanted not in runtime.get_providers():
+        raise SetupError(f"onnxruntime fell back from {provider!r} to {runtime.get_providers()}; check the driver")
+    return runtime
+
+
+def _read_spec(runtime: Any, path: Path) -> ModelSpec:
+    text = runtime.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
+        raise ModelError(f"{path} has no imgsafety spec inside; export it with training.export")
+    return from_json(text)
+
+
+def _check_graph(runtime: Any, spec: ModelSpec, path: Path) -> str:
+    """Hold the graph against its spec; return the name of the input."""
+    inputs = runtime.get_inputs()
+    if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or inputs[0].shape[1:] != [spec.size, spec.size, 3]:
+        found = [(entry.type, entry.shape) for entry in inputs]
+        raise ModelError(f"{path}: input is {found}, not uint8 (batch, {spec.size}, {spec.size}, 3)")
+    outputs = {output.name: output.shape for output in runtime.get_outputs()}
+    for head in spec.heads:
+        if outputs.get(head.name, [0])[-1] != len(head.labels):
+            raise ModelError(f"{path}: no output {head.name!r} with {len(head.labels)} labels as its spec says")
+    return str(inputs[0].name)
+
+
+def _check_distribution(head: Head, answer: npt.NDArray[np.float32], rows: int) -> None:
+    if answer.shape != (rows, len(head.labels)):
+        raise ModelError(f"head {head.name!r} answered shape {answer.shape}, not ({rows}, {len(head.labels)})")
+    # Written so that NaN fails it: every comparison with NaN is false.
+    if not (np.all(answer >= 0) and np.all(np.abs(answer.sum(axis=1) - 1) < SUM_TOLERANCE)):
+        raise ModelError(f"head {head.name!r} did not answer a finite probability distribution")
+
+
+def _read_out(spec: ModelSpec, outputs: Mapping[str, npt.NDArray[np.float32]], row: int) -> Scores:
+    heads: dict[str, dict[str, float]] = {}
+    named: dict[str, float] = {}
+    maps: dict[str, dict[str, list[list[float]]]] = {}
+    age: tuple[float, float, float] | None = None
+    for head in spec.heads:
+        probabilities = np.clip(outputs[head.name][row].astype(np.float64), 0.0, 1.0)
+        heads[head.name] = dict(zip(head.labels, probabilities.tolist(), strict=True))
+        named |= _name_scores(head, probabilities)
+        if head.kind == "ages":
+            age = _age(head, probabilities)
+        if head.name + MAP_SUFFIX in outputs:
+            planes = outputs[head.name + MAP_SUFFIX][row].tolist()
+            maps[head.name] = dict(zip(head.labels, planes, strict=True))
+    if named.get("attire.no_person", 0.0) >= 0.5:
+        age = None  # an age needs somebody who has it
+    low, expected, high = age if age is not None else (None, None, None)
+    return Scores(heads, named, expected, low, high, maps)
+
+
+# Short names for the scores that policies and results use most.
+ALIASES = {
+    "attire.minimal": "minimal_attire",
+    "attire.at_least.revealing": "exposed",
+    "age.under_18": "minor",
+    "age.under_25": "under_25",
+}
+
+
+def score_names(spec: ModelSpec) -> frozenset[str]:
+    """Return every score name that a policy may use with this model."""
+    return frozenset(
+        name
+        for head in spec.heads
+        for name in _name_scores(head, np.full(len(head.labels), 1 / len(head.labels)))
+    )
+
+
+def _name_scores(head: Head, probabilities: npt.NDArray[np.float64]) -> dict[str, float]:
+    if head.kind == "ages":
+        younger = np.minimum(np.cumsum(probabilities), 1.0)
+        names = {f"{head.name}.under_{edge:g}": float(p) for edge, p in zip(head.edges[1:], younger, strict=True)}
+    else:
+        at_least = np.minimum(np.cumsum(probabilities[::-1])[::-1], 1.0)
+        names = {f"{head.name}.{label}": float(p) for label, p in zip(head.labels, probabilities, strict=True)}
+        names |= {f"{head.name}.at_least.{label}": float(p) for label, p in zip(head.labels, at_least, strict=True)}
+    return names | {alias: names[name] for name, alias in ALIASES.items() if name in names}
+
+
+def _age(head: Head, probabilities: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    """Low end, expectation and high end in years; quantiles are interpolated inside a bin."""
+    edges = np.asarray(head.edges)
+    middles = (edges[:-1] + edges[1:]) / 2
+    cumulative = np.concatenate([[0.0], np.cumsum(probabilities)])
+    low, high = np.interp(AGE_INTERVAL, cumulative / cumulative[-1], edges)
+    return float(low), float(probabilities @ middles / cumulative[-1]), float(high)

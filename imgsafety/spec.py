@@ -1,0 +1,85 @@
+"""What a model promises: `ModelSpec`, written into the ONNX file by the trainer, read by `Session`.
+
+In and out: JSON text (the value of the metadata key `imgsafety`) to frozen values and back.
+The numbers that prepare pixels (mean, deviation, temperature) are layers of the graph; they are not
+repeated here, so they cannot disagree with it.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from imgsafety.errors import ModelError
+
+METADATA_KEY = "imgsafety"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """One question the model answers with a probability per label.
+
+    kind: `classes` (ordered labels, least to most) or `ages` (bins of years).
+    edges: for `ages`, the bounds of the bins in years, one more than there are labels; else empty.
+    temperature: what calibration chose; already applied inside the graph, kept here for the record.
+    """
+
+    name: str
+    kind: Literal["classes", "ages"]
+    labels: tuple[str, ...]
+    edges: tuple[float, ...] = ()
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("classes", "ages"):
+            raise ModelError(f"head {self.name!r}: kind is {self.kind!r}, not 'classes' or 'ages'")
+        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
+            raise ModelError(f"head {self.name!r}: needs two or more labels, each once")
+        expected = len(self.labels) + 1 if self.kind == "ages" else 0
+        if len(self.edges) != expected:
+            raise ModelError(f"head {self.name!r}: {len(self.edges)} edges where {expected} are needed")
+        if list(self.edges) != sorted(set(self.edges)):
+            raise ModelError(f"head {self.name!r}: edges must rise")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Name, version, input side in pixels and heads of one model file."""
+
+    name: str
+    version: str
+    size: int
+    heads: tuple[Head, ...]
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.size <= 4096:
+            raise ModelError(f"spec of {self.name!r}: size {self.size} is outside 16 to 4096 pixels")
+        if not self.heads or len({head.name for head in self.heads}) != len(self.heads):
+            raise ModelError(f"spec of {self.name!r}: needs one or more heads, each name once")
+
+    @property
+    def identity(self) -> str:
+        """`name version`, what a policy names to say which model its thresholds belong to."""
+        return f"{self.name} {self.version}"
+
+
+def to_json(spec: ModelSpec) -> str:
+    """Return the spec as JSON text for the model's metadata."""
+    return json.dumps({"format": FORMAT, **asdict(spec)})
+
+
+def from_json(text: str) -> ModelSpec:
+    """Read a spec. Raises `ModelError` when a field is missing, unknown, or of the wrong type."""
+    try:
+        fields: dict[str, Any] = json.loads(text)
+        if fields.pop("format") != FORMAT:
+            raise ModelError(f"spec is of another format than {FORMAT}; update imgsafety")
+        heads = tuple(_head(entry) for entry in fields.pop("heads"))
+        return ModelSpec(**{**fields, "size": int(fields["size"]), "heads": heads})
+    except (TypeError, ValueError, KeyError, AttributeError) as problem:
+        raise ModelError(f"the model's spec cannot be read: {problem!r}") from problem
+
+
+def _head(entry: dict[str, Any]) -> Head:
+    lists = {"labels": tuple(map(str, entry["labels"])), "edges": tuple(map(float, entry["edges"]))}
+    return Head(**{**entry, **lists, "temperature": float(entry["temperature"])})

@@ -1,0 +1,171 @@
+"""Rows to training examples: pixels, one target per head, and how far the label is to be trusted.
+
+Pictures are decoded and resized by `imgsafety` itself, so the model sees what the scanner shows it.
+Figures and faces are pasted into other pictures, and pictures laid out in grids; the label of the joint
+picture follows from the parts (most exposed, youngest). What a reader would get wrong: an exposed row
+shares a canvas only with rows that show adults or nobody, and never trains the age head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from imgsafety.decode import Limits, decode
+from imgsafety.preprocess import to_pixels
+from training import augment
+from training.heads import AGE, OLDEST, age_target, attire_target, most_exposed
+from training.manifest import ADULT, Row
+
+NOBODY = (OLDEST, OLDEST)  # as the age of an empty picture: it makes no joint picture younger
+NOT_YOUNG = (25, OLDEST)  # what the age head shall answer where nobody is: no young person here
+UNKNOWN_AGE = (0, OLDEST)
+FACE_ATTIRE = "not_minimal"  # a face crop shows too little to be more exposed than that
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A picture and what is known of it, before it becomes pixels."""
+
+    image: Image.Image
+    attire: npt.NDArray[np.float32]
+    age: tuple[float, float]
+    exposed: bool = False
+
+
+def read_example(row: Row, folder: Path, size: int) -> Example:
+    """Decode one row's picture as the scanner would."""
+    image = decode((folder / row.path).read_bytes(), Limits(frames=1), size)[0].image
+    attire = row.attire or (FACE_ATTIRE if row.framing == "face" else "")
+    age = row.age or (NOBODY if row.attire == "no_person" else UNKNOWN_AGE)
+    return Example(image, attire_target(attire), age, row.exposed)
+
+
+def join(first: Example, second: Example, image: Image.Image) -> Example:
+    """Label a picture that shows what both show: the most exposed attire, the youngest age.
+
+    Raises `ValueError` when it would show an exposed person beside somebody who can be under 18.
+    """
+    for one, other in ((first, second), (second, first)):
+        if one.exposed and other.age[0] < ADULT:
+            raise ValueError("an exposed row may share a canvas only with adults or nobody")
+    age = (min(first.age[0], second.age[0]), min(first.age[1], second.age[1]))
+    return Example(image, most_exposed(first.attire, second.attire), age, first.exposed or second.exposed)
+
+
+def targets(example: Example) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Weights over the labels of attire and age. Exposed pictures teach no age."""
+    if example.exposed:
+        return example.attire, np.ones(len(AGE.labels), dtype=np.float32)
+    return example.attire, age_target(*(NOT_YOUNG if example.age == NOBODY else example.age))
+
+
+class Examples(Dataset[tuple[Tensor, Tensor, Tensor, float]]):
+    """Augmented examples, one per draw. Item `i` is the same for the same seed, whoever asks."""
+
+    def __init__(
+        self, rows: Sequence[Row], draws: npt.NDArray[np.int64], folder: Path, size: int, seed: int, trust: dict[str, float]
+    ) -> None:
+        self.rows, self.draws, self.folder, self.size, self.seed, self.trust = rows, draws, folder, size, seed, trust
+        grounds = [row for row in rows if row.framing in ("scene", "object") and not row.exposed]
+        self.any_ground = grounds
+        self.adult_ground = [row for row in grounds if row.adults_or_nobody]
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, float]:
+        random = np.random.default_rng((self.seed, index))
+        row = self.rows[self.draws[index]]
+        example = self._place(row, random)
+        attire, age = targets(example)
+        image = self._change(example, row, random)
+        pixels = torch.from_numpy(to_pixels(image, self.size).copy())
+        trust = self.trust.get(row.source, 1.0) if row.age and row.age[1] < ADULT else 1.0
+        return pixels, torch.from_numpy(attire), torch.from_numpy(age), trust
+
+    def _place(self, row: Row, random: augment.Random) -> Example:
+        """Show the row as it is, pasted into another picture, or as one cell of a grid."""
+        example = read_example(row, self.folder, self.size)
+        roll = random.random()
+        if row.framing == "figure" and roll < 0.65:
+            figure = augment.cut_out(example.image)
+            if figure is not None:
+                return self._paste(example, figure, random.uniform(0.35, 1.0), random)
+        if row.framing == "face" and roll < 0.45:
+            return self._paste(example, augment.soft_window(example.image, random), random.uniform(0.12, 0.8), random)
+        if 0.65 <= roll < 0.75:
+            window = example.image.copy()
+            window.putalpha(255)
+            return self._paste(example, window, random.uniform(0.3, 0.8), random)
+        if 0.75 <= roll < 0.85:
+            return self._collage(example, random)
+        return example
+
+    def _partner(self, example: Example, random: augment.Random) -> Example:
+        pool = self.adult_ground if example.exposed else self.any_ground
+        if not pool or random.random() < 0.15:
+            ground = augment.plain_ground(random)
+            return Example(ground, attire_target("no_person"), NOBODY)
+        return read_example(pool[random.integers(len(pool))], self.folder, self.size)
+
+    def _paste(self, example: Example, figure: Image.Image, share: float, random: augment.Random) -> Example:
+        partner = self._partner(example, random)
+        return join(example, partner, augment.paste(figure, partner.image, share, random))
+
+    def _collage(self, example: Example, random: augment.Random) -> Example:
+        side = int(random.choice([2, 2, 3]))
+        cells = [example] + [self._partner(example, random) for _ in range(side * side - 1)]
+        joint = example
+        for cell in cells[1:]:
+            joint = join(joint, cell, example.image)
+        return Example(augment.collage([cell.image for cell in cells], side, random), joint.attire, joint.age, joint.exposed)
+
+    def _change(self, example: Example, row: Row, random: augment.Random) -> Image.Image:
+        # What decides the label must stay in view: attire needs the figure, so it is cropped less.
+        image = augment.crop(example.image, 0.4 if row.framing == "face" else 0.6, random)
+        image = augment.turn(image, random)
+        if random.random() < 0.8:
+            image = augment.recolour(image, random)
+        return augment.degrade(augment.cover(image, random), random)
+
+
+def draw_rows(rows: Sequence[Row], shares: dict[str, float], count: int, seed: int) -> npt.NDArray[np.int64]:
+    """Draw row indices so that each `source/attire` (or `source`) takes its share of examples.
+
+    Ages are drawn evenly over `AGE_BANDS`, and inside a band evenly over ethnicities, so that the years around
+    18 and the groups with few minors are not drowned. Raises `ValueError` when a row belongs to no share.
+    """
+    random = np.random.default_rng(seed)
+    keys = [f"{row.source}/{row.attire}" if f"{row.source}/{row.attire}" in shares else row.source for row in rows]
+    unknown = sorted(set(keys) - set(shares))
+    if unknown:
+        raise ValueError(f"settings name no share for {unknown[0]!r}")
+    cells: dict[tuple[str, int, str], list[int]] = {}
+    for index, (row, key) in enumerate(zip(rows, keys, strict=True)):
+        cells.setdefault((key, _age_band(row), row.ethnicity), []).append(index)
+    weights = np.zeros(len(rows))
+    for (key, band, _), members in cells.items():
+        bands = {other[1] for other in cells if other[0] == key}
+        groups = {other[2] for other in cells if other[:2] == (key, band)}
+        # Between an even draw over groups and one over rows: 20 rows must not be shown a hundred times each.
+        even = shares[key] / len(bands) / len(groups)
+        rows_share = shares[key] / len(bands) * len(members) / sum(len(cells[c]) for c in cells if c[:2] == (key, band))
+        weights[members] = np.sqrt(even * rows_share) / len(members)
+    return random.choice(len(rows), size=count, p=weights / weights.sum())
+
+
+AGE_BANDS = (3, 8, 13, 18, 22, 25, 30, 45, 60)
+
+
+def _age_band(row: Row) -> int:
+    """Index of the band of an exact age; 0 for every other row."""
+    if row.age is None or row.age[0] != row.age[1]:
+        return 0
+    return 1 + sum(row.age[0] >= edge for edge in AGE_BANDS)

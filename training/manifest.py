@@ -1,0 +1,115 @@
+"""A manifest CSV to checked rows. Nothing here reads a pixel.
+
+Columns: `path` (below the manifest's folder) and `source` are needed; `licence` too, unless the settings
+name one for the source; `medium, framing, attire, age_min, age_max, gender, ethnicity, group, how` may be
+empty or absent. What a reader would get wrong: an exposed row (`revealing` or `minimal`) with no age is
+refused as well, because an unknown age can be under 18.
+"""
+
+import csv
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.heads import ATTIRE, EXPOSED, NOT_MINIMAL, OLDEST
+
+ADULT = 18
+ATTIRE_VALUES = ("", NOT_MINIMAL, *ATTIRE.labels)
+
+
+class ManifestError(Exception):
+    """The manifest cannot be used for training. The message names line, column and value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One labelled picture. `age` is (least, greatest) apparent years of the youngest person, or none."""
+
+    path: str
+    source: str
+    licence: str
+    medium: str = ""
+    framing: str = ""
+    attire: str = ""
+    age: tuple[float, float] | None = None
+    gender: str = ""
+    ethnicity: str = ""
+    group: str = ""
+
+    @property
+    def exposed(self) -> bool:
+        """True for `revealing` and `minimal`: rows of adults that never meet an age label."""
+        return self.attire in EXPOSED
+
+    @property
+    def adults_or_nobody(self) -> bool:
+        """True when no minor can be in the picture: the only rows an exposed one may share a canvas with."""
+        return self.attire == "no_person" or (self.age is not None and self.age[0] >= ADULT)
+
+
+def load_manifest(path: Path, licences: Mapping[str, str]) -> list[Row]:
+    """Read and check every row. licences: source to licence, for manifests without that column.
+
+    Raises `ManifestError` for the first row that is malformed or that training may not see.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [_row(line, record, licences) for line, record in enumerate(csv.DictReader(file), start=2)]
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        raise ManifestError(f"{path}: cannot be read: {problem}") from problem
+    if not rows:
+        raise ManifestError(f"{path}: has no rows")
+    seen: set[str] = set()
+    for line, row in enumerate(rows, start=2):
+        if row.path in seen:
+            raise ManifestError(f"line {line}: path {row.path!r} stands twice")
+        seen.add(row.path)
+    return rows
+
+
+def manifest_sha256(path: Path) -> str:
+    """Return the SHA-256 of the manifest's bytes: which data a figure belongs to."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _row(line: int, record: Mapping[str | None, str | None], licences: Mapping[str, str]) -> Row:
+    if None in record:
+        raise ManifestError(f"line {line}: more fields than the header has")
+    values = {key: (value or "").strip() for key, value in record.items() if key is not None}
+    for column in ("path", "source"):
+        if not values.get(column):
+            raise ManifestError(f"line {line}: column {column!r} is empty or missing")
+    if Path(values["path"]).is_absolute() or ".." in Path(values["path"]).parts:
+        raise ManifestError(f"line {line}: path {values['path']!r} must stay below the manifest's folder")
+    licence = values.get("licence") or licences.get(values["source"], "")
+    if not licence:
+        raise ManifestError(f"line {line}: source {values['source']!r} names no licence")
+    text = {column: values.get(column, "") for column in ("medium", "framing", "attire", "gender", "ethnicity", "group")}
+    row = Row(values["path"], values["source"], licence, age=_age(line, values), **text)
+    _check_lawful(line, row)
+    return row
+
+
+def _age(line: int, values: Mapping[str, str]) -> tuple[float, float] | None:
+    low, high = values.get("age_min", ""), values.get("age_max", "")
+    if not low and not high:
+        return None
+    try:
+        age = (float(low), float(high))
+    except ValueError:
+        raise ManifestError(f"line {line}: age_min {low!r} and age_max {high!r} must both be numbers") from None
+    if not 0 <= age[0] <= age[1] <= 150:  # NaN fails this too
+        raise ManifestError(f"line {line}: ages {low} to {high} are not a range from 0 to 150")
+    return (min(age[0], OLDEST), min(age[1], OLDEST))
+
+
+def _check_lawful(line: int, row: Row) -> None:
+    if row.attire not in ATTIRE_VALUES:
+        raise ManifestError(f"line {line}: attire {row.attire!r} is not one of {', '.join(ATTIRE_VALUES[1:])} or empty")
+    if row.exposed and (row.age is None or row.age[0] < ADULT):
+        shown = "unknown" if row.age is None else f"{row.age[0]:g} to {row.age[1]:g}"
+        raise ManifestError(
+            f"line {line}: {row.path} joins attire {row.attire!r} with an age that can be under {ADULT} ({shown}); "
+            "attire is learned from adults only. Remove the row (and, if it shows a minor, the picture)"
+        )

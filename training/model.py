@@ -1,0 +1,153 @@
+"""The network: a torchvision backbone, evidence per place, and one softmax over labels and places together.
+
+Each head is a 1x1 convolution over the last feature map. Its softmax runs over all labels *and* all places
+of the map at once; a label's probability is the sum over places. So every place competes with its
+evidence (which is attention and log-sum-exp pooling in one), a small person with strong evidence decides,
+and the same numbers, unsummed, are the map of where.
+
+In: `uint8 (batch, size, size, 3)` RGB. Out: for each head probabilities `(batch, labels)`, for each head
+a map `(batch, labels, rows, columns)` that sums to them. Casting, mean, deviation, temperature are layers.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision import models
+
+from training.heads import HEADS
+
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# The Keras weights of a given file were trained on RGB in [-1, 1].
+KERAS_MEAN, KERAS_DEVIATION = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+KERAS_CLASSES = 1001
+
+
+class Network(nn.Module):
+    """All heads on one backbone. `forward` gives pooled log-evidence for training, `answer` probabilities.
+
+    padding: `torch` or `keras`; how the backbone's stride-2 convolutions are padded, which also tells what
+    range of pixels it was trained on.
+    """
+
+    def __init__(self, layers: nn.Sequential, padding: str, dropout: float) -> None:
+        super().__init__()
+        if padding == "keras":
+            _pad_like_keras(layers)
+        mean, deviation = (KERAS_MEAN, KERAS_DEVIATION) if padding == "keras" else (IMAGENET_MEAN, IMAGENET_DEVIATION)
+        self.layers, self.padding = layers, padding
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
+        self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1) * 255)
+        self.register_buffer("temperatures", torch.ones(len(HEADS)))
+        self.dropout = nn.Dropout(dropout)
+        channels = _channels(layers)
+        self.evidence = nn.ModuleDict({head.name: nn.Conv2d(channels, len(head.labels), 1) for head in HEADS})
+        for layer in self.evidence.children():
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+
+    def places(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Evidence `(batch, labels, rows, columns)` of each head in turn."""
+        scaled = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.deviation
+        features = self.dropout(self.layers(scaled))
+        for head in HEADS:
+            yield self.evidence[head.name](features)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """Logits `(batch, labels)` of each head, before temperature: log-sum-exp over places."""
+        return [evidence.flatten(2).logsumexp(dim=2) for evidence in self.places(pixels)]
+
+    def answer(self, pixels: Tensor) -> list[Tensor]:
+        """Probabilities of every head, then maps of every head: what the exported graph gives."""
+        probabilities, maps = [], []
+        for index, evidence in enumerate(self.places(pixels)):
+            logits = evidence.flatten(2).logsumexp(dim=2)
+            probability = torch.softmax(logits / self.temperatures[index], dim=1)
+            place = torch.softmax(evidence.flatten(2), dim=2).view_as(evidence)
+            probabilities.append(probability)
+            maps.append(place * probability[:, :, None, None])
+        return probabilities + maps
+
+
+def build(backbone: str, weights: Path | None, dropout: float, pretrained: bool = True) -> Network:
+    """Build a network on any torchvision classifier.
+
+    weights: a safetensors file of Keras MobileNetV2 weights; none takes torchvision's own (a download).
+    """
+    if weights is None:
+        classifier = models.get_model(backbone, weights="DEFAULT" if pretrained else None)
+        return Network(_feature_layers(classifier), "torch", dropout)
+    if backbone != "mobilenet_v2":
+        raise ValueError(f"the weights file holds mobilenet_v2, the settings ask for {backbone}")
+    classifier = models.mobilenet_v2(num_classes=KERAS_CLASSES)
+    classifier.load_state_dict(load_file(weights))
+    return Network(_feature_layers(classifier), "keras", dropout)
+
+
+def load_network(path: Path) -> Network:
+    """Build the network that `training.train` saved as `network.safetensors`."""
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["network"])
+    classifier = models.get_model(about["backbone"], weights=None)
+    network = Network(_feature_layers(classifier), about["padding"], float(about["dropout"]))
+    network.load_state_dict(load_file(path))
+    return network
+
+
+def _feature_layers(classifier: nn.Module) -> nn.Sequential:
+    """Everything up to the last feature map: `.features` where there is one, else all but pool and classifier."""
+    features = getattr(classifier, "features", None)
+    return features if isinstance(features, nn.Sequential) else nn.Sequential(*list(classifier.children())[:-2])
+
+
+def _channels(layers: nn.Sequential) -> int:
+    was_training = layers.training
+    with torch.no_grad():
+        channels = layers.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
+    layers.train(was_training)
+    return int(channels)
+
+
+def _pad_like_keras(layers: nn.Module) -> None:
+    """TensorFlow pads a stride-2 convolution at right and bottom only; torchvision on every side."""
+    for parent in list(layers.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d) and child.stride == (2, 2) and child.kernel_size == (3, 3):
+                child.padding = (0, 0)
+                setattr(parent, name, nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), child))
+
+
+def has_folded_norms(layers: nn.Module) -> bool:
+    """True when every batch norm is the identity plus a bias, as in a file made from a compiled model."""
+    norms = [layer for layer in layers.modules() if isinstance(layer, nn.BatchNorm2d)]
+    return bool(norms) and all(bool((norm.running_mean == 0).all()) for norm in norms)
+
+
+@torch.no_grad()
+def restore_norms(network: Network, pixels: Tensor) -> None:
+    """Give folded batch norms the statistics of real images `uint8 (n, size, size, 3)`.
+
+    The function of the network stays the same; train mode would otherwise change it. One pass is
+    enough: the inputs of later norms do not move when earlier ones are restored.
+    """
+    statistics: dict[nn.BatchNorm2d, tuple[Tensor, Tensor]] = {}
+
+    def measure(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, nn.BatchNorm2d)
+        variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
+        statistics[norm] = (mean, variance)
+
+    norms = [layer for layer in network.layers.modules() if isinstance(layer, nn.BatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
+    network.eval()(pixels)
+    for hook in hooks:
+        hook.remove()
+    for norm, (mean, variance) in statistics.items():
+        norm.running_mean = mean.clone()
+        norm.running_var = variance.clone()
+        norm.weight.copy_(torch.sqrt(variance + norm.eps))
+        norm.bias += mean

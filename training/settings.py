@@ -1,0 +1,51 @@
+"""The settings TOML to frozen values; the file's comments say what each one does."""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """`examples` augmented pictures at `size` pixels."""
+
+    size: int
+    examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that decides how a model comes out, except the data and the initial weights."""
+
+    name: str
+    version: str
+    seed: int
+    backbone: str
+    size: int
+    dropout: float
+    frozen_layers: int
+    batch_size: int
+    threads: int
+    workers: int
+    learning_rate: float
+    weight_decay: float
+    average: float
+    save_every: int
+    stages: tuple[Stage, ...]
+    age_error_weight: float
+    shares: dict[str, float]
+    trust: dict[str, float]
+    licences: dict[str, str]
+
+
+def load_settings(path: Path) -> Settings:
+    """Read a settings file. Raises `ValueError` that names a missing or unknown setting."""
+    table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    flat = {key: value for key, value in table.items() if key not in ("model", "train")}
+    flat |= table.get("model", {}) | table.get("train", {})
+    try:
+        flat["stages"] = tuple(Stage(**stage) for stage in flat.get("stages", ()))
+        return Settings(**flat)
+    except TypeError as problem:
+        raise ValueError(f"{path}: {problem}") from problem

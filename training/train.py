@@ -1,0 +1,187 @@
+"""Train a network on a manifest: `python -m training.train --data DIR --output DIR`.
+
+Reads `manifest.csv` in the data folder, refuses it before any pixel when it breaks the rules, splits it, and
+trains on the `train` fold alone. Writes `checkpoint.pt` (a stopped run goes on from it) and, at the end,
+`network.safetensors`, the moving average of the weights, for `training.export`.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
+from torch.utils.data import DataLoader, Subset
+
+from training.data import Examples, draw_rows
+from training.heads import AGE, HEADS
+from training.manifest import Row, load_manifest
+from training.model import Network, build, has_folded_norms, load_network, restore_norms
+from training.settings import Settings, load_settings
+from training.split import load_or_split
+
+WARM_UP_STEPS = 200
+BACKBONE_RATE = 1 / 3  # the backbone learns slower than the fresh heads
+NORM_IMAGES = 256  # real pictures from which folded batch norms get their statistics
+AGE_MIDDLES = torch.tensor([(low + high) / 2 for low, high in zip(AGE.edges, AGE.edges[1:], strict=False)])
+
+
+@click.command(help=__doc__)
+@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with manifest.csv.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for checkpoints; outside the repo.")
+@click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
+@click.option("--imagenet", type=click.Path(path_type=Path), help="Keras MobileNetV2 safetensors; default: torchvision's.")
+@click.option("--start", type=click.Path(path_type=Path), help="network.safetensors to go on from, e.g. the shipped one.")
+@click.option("--no-pretraining", is_flag=True, help="Start from random weights (smoke runs).")
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+def main(
+    data: Path, output: Path, settings_path: Path, imagenet: Path | None, start: Path | None, no_pretraining: bool, device: str
+) -> None:
+    settings = load_settings(settings_path)
+    rows = load_manifest(data / "manifest.csv", settings.licences)
+    folds = load_or_split(rows, data, output / "split.csv")
+    train_rows = [row for row, fold in zip(rows, folds, strict=True) if fold == "train"]
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    if start is not None:
+        network = load_network(start)
+    else:
+        network = build(settings.backbone, imagenet, settings.dropout, pretrained=not no_pretraining)
+    train(network, train_rows, data, output, settings, device)
+
+
+def train(network: Network, rows: list[Row], data: Path, output: Path, settings: Settings, device: str) -> None:
+    """Run every stage, from the checkpoint in `output` if there is one; write `network.safetensors`."""
+    if has_folded_norms(network.layers):
+        restore_norms(network, _plain_pixels(rows, data, settings))
+    network.to(device=device, memory_format=torch.channels_last)
+    freeze(network, settings.frozen_layers)
+    average = AveragedModel(network, avg_fn=get_ema_avg_fn(settings.average), use_buffers=True)
+    optimizer = _optimizer(network, settings)
+    done = _restore(output / "checkpoint.pt", network, average, optimizer, device)
+    started, first = time.monotonic(), done
+    for done, (pixels, attire, age, trust) in _batches(rows, data, settings, done):
+        _set_rate(optimizer, settings, done)
+        logits = network(pixels.to(device))
+        losses = [head_loss(logits[0], attire.to(device), trust.to(device)), head_loss(logits[1], age.to(device), trust.to(device))]
+        losses.append(settings.age_error_weight * expected_age_loss(logits[1], age.to(device)))
+        optimizer.zero_grad()
+        torch.stack(losses).sum().backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 2.0)
+        optimizer.step()
+        average.update_parameters(network)
+        if done % settings.save_every == 0:
+            _save(output / "checkpoint.pt", network, average, optimizer, done)
+            rate = (done - first) * settings.batch_size / (time.monotonic() - started)
+            shown = " ".join(f"{loss.item():.3f}" for loss in losses)
+            print(f"step {done}/{_total_steps(settings)}  loss {shown}  {rate:.0f} images/s", flush=True)
+    save_network(average.module, output / "network.safetensors", settings)
+
+
+def head_loss(logits: Tensor, weights: Tensor, trust: Tensor) -> Tensor:
+    """Mean negative log-likelihood of targets `(batch, labels)`, see `training.heads`.
+
+    Weights that sum to 1 are a distribution: cross-entropy. More 1s are a set: minus the log of its
+    probability, mixed with the chance `1 - trust` that the label is wrong (forward correction, Patrini
+    et al. 2017). A set of all labels is no information and costs nothing.
+    """
+    logs = torch.log_softmax(logits, dim=1)
+    is_distribution = weights.sum(dim=1) < 1.5
+    cross_entropy = -(weights * logs).sum(dim=1)
+    inside = (weights * logs.exp()).sum(dim=1).clamp(1e-6, 1)
+    in_set = -torch.log(trust * inside + (1 - trust) * (1 - inside)).float()
+    informative = (weights.amin(dim=1) < 1).float()
+    losses = torch.where(is_distribution, cross_entropy, in_set) * informative
+    return losses.sum() / informative.sum().clamp(min=1)
+
+
+def expected_age_loss(logits: Tensor, weights: Tensor) -> Tensor:
+    """Mean error in decades of the expected age, over rows whose age is exact."""
+    middles = AGE_MIDDLES.to(logits.device)
+    exact = (weights.sum(dim=1) < 1.5).float()
+    error = (torch.softmax(logits, dim=1) @ middles - weights @ middles).abs() / 10
+    return (error * exact).sum() / exact.sum().clamp(min=1)
+
+
+def freeze(network: Network, count: int) -> None:
+    """Keep the first `count` layers of the backbone as they are, also their batch statistics."""
+    network.train()
+    for layer in network.layers[:count]:
+        layer.requires_grad_(False)
+        layer.train(False)
+
+
+def save_network(network: nn.Module, path: Path, settings: Settings) -> None:
+    """Write weights as safetensors, with what is needed to build the network again in the metadata."""
+    assert isinstance(network, Network)
+    tensors = {name: value.half() if value.is_floating_point() else value for name, value in network.state_dict().items()}
+    about = {"backbone": settings.backbone, "padding": network.padding, "dropout": str(settings.dropout)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, path, {"network": json.dumps(about)})
+
+
+def _batches(rows: list[Row], data: Path, settings: Settings, done: int) -> Iterator[tuple[int, list[Tensor]]]:
+    """Yield (number of the step, batch) over all stages, leaving out the first `done` steps."""
+    step = 0
+    for number, stage in enumerate(settings.stages):
+        draws = draw_rows(rows, settings.shares, stage.examples, settings.seed + number)
+        examples = Examples(rows, draws, data, stage.size, settings.seed + number, settings.trust)
+        steps = stage.examples // settings.batch_size
+        skipped = min(max(done - step, 0), steps)
+        rest = Subset(examples, range(skipped * settings.batch_size, steps * settings.batch_size))
+        step += skipped
+        for batch in DataLoader(rest, settings.batch_size, num_workers=settings.workers) if skipped < steps else ():
+            step += 1
+            yield step, batch
+
+
+def _total_steps(settings: Settings) -> int:
+    return sum(stage.examples // settings.batch_size for stage in settings.stages)
+
+
+def _optimizer(network: Network, settings: Settings) -> torch.optim.Optimizer:
+    groups = [
+        {"params": [p for p in network.layers.parameters() if p.requires_grad], "scale": BACKBONE_RATE},
+        {"params": list(network.evidence.parameters()), "scale": 1.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, settings: Settings, step: int) -> None:
+    progress = step / max(1, _total_steps(settings))
+    rate = min(1.0, step / WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate * group["scale"] * max(rate, 0.01)
+
+
+def _save(path: Path, network: Network, average: AveragedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
+    state = {"network": network.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)  # a run killed while saving keeps the checkpoint before
+
+
+def _restore(path: Path, network: Network, average: AveragedModel, optimizer: torch.optim.Optimizer, device: str) -> int:
+    if not path.is_file():
+        return 0
+    state = torch.load(path, map_location=device, weights_only=True)
+    network.load_state_dict(state["network"])
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _plain_pixels(rows: list[Row], data: Path, settings: Settings) -> Tensor:
+    draws = draw_rows(rows, settings.shares, NORM_IMAGES, settings.seed)
+    examples = Examples(rows, draws, data, settings.stages[0].size, settings.seed, {})
+    return torch.from_numpy(np.stack([examples[index][0].numpy() for index in range(NORM_IMAGES)]))
+
+
+if __name__ == "__main__":
+    main()
