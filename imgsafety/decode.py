@@ -24,6 +24,8 @@ ANIMATION_FACTOR = 16
 # JPEG is decoded at reduced size only down to this many times the model's side; closer shifts pixels.
 REDUCED_DECODING_MARGIN = 2
 FLOAT_SLACK = 1e-3
+MAX_PIXELS = 80_000_000
+FRAMES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +33,8 @@ class Limits:
     """max_pixels: width times height that is still decoded. frames: how many frames of an animation
     are judged, spread evenly from the first to the last."""
 
-    max_pixels: int = 80_000_000
-    frames: int = 8
+    max_pixels: int = MAX_PIXELS
+    frames: int = FRAMES
 
 
 @dataclass(frozen=True, slots=True)

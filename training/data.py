@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from imgsafety.decode import Limits, decode
 from imgsafety.preprocess import to_pixels
 from training import augment
-from training.heads import AGE, OLDEST, age_target, attire_target, most_exposed
+from training.heads import AGE, OLDEST, age_distribution, age_target, attire_target, most_exposed
 from training.manifest import ADULT, Row
 
 NOBODY = (OLDEST, OLDEST)  # as the age of an empty picture: it makes no joint picture younger
@@ -63,7 +63,10 @@ def targets(example: Example) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.f
     """Weights over the labels of attire and age. Exposed pictures teach no age."""
     if example.exposed:
         return example.attire, np.ones(len(AGE.labels), dtype=np.float32)
-    return example.attire, age_target(*(NOT_YOUNG if example.age == NOBODY else example.age))
+    if example.age == NOBODY:
+        return example.attire, age_target(*NOT_YOUNG)
+    low, high = example.age
+    return example.attire, age_distribution(low) if low == high else age_target(low, high)
 
 
 class Examples(Dataset[tuple[Tensor, Tensor, Tensor, float]]):

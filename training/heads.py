@@ -6,7 +6,6 @@ these", all 1s mean "unknown", and weights that sum to 1 are a distribution (exa
 """
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -38,25 +37,22 @@ def attire_target(attire: str) -> npt.NDArray[np.float32]:
 
 
 def age_target(low: float, high: float) -> npt.NDArray[np.float32]:
-    """Weights over `AGE.labels` for an apparent age from `low` to `high` years, both included."""
-    if low == high:
-        return _spread(low)
-    return np.array(
-        [low < right and high >= left for left, right in zip(AGE.edges, AGE.edges[1:], strict=False)], dtype=np.float32
-    )
+    """Weights over `AGE.labels`: 1 for every bin that apparent ages from `low` to `high` years touch."""
+    bins = zip(AGE.edges, AGE.edges[1:], strict=False)
+    return np.array([low < right and high >= left for left, right in bins], dtype=np.float32)
 
 
-def _spread(age: float) -> npt.NDArray[np.float32]:
-    """Share of a normal distribution around the middle of the year that falls into each bin."""
+def age_distribution(age: float) -> npt.NDArray[np.float32]:
+    """Weights over `AGE.labels` for an exact age: the share of a normal distribution in each bin."""
     centre = min(age, OLDEST) + 0.5
     below = [0.5 * (1 + math.erf((edge - centre) / (AGE_SPREAD * math.sqrt(2)))) for edge in AGE.edges]
     share = np.diff(below)
     return (share / share.sum()).astype(np.float32)
 
 
-def most_exposed(first: Mapping[int, bool] | npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def most_exposed(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Attire weights of a picture that joins two: the greater of any pair of allowed labels is allowed."""
-    pairs = np.outer(np.asarray(first) > 0, second > 0)
+    pairs = np.outer(first > 0, second > 0)
     joined = np.zeros(len(ATTIRE.labels), dtype=np.float32)
     for left, right in np.argwhere(pairs):
         joined[max(left, right)] = 1

@@ -6,7 +6,7 @@ evidence (which is attention and log-sum-exp pooling in one), a small person wit
 and the same numbers, unsummed, are the map of where.
 
 In: `uint8 (batch, size, size, 3)` RGB. Out: for each head probabilities `(batch, labels)`, for each head
-a map `(batch, labels, rows, columns)` that sums to them. Casting, mean, deviation, temperature are layers.
+a map `(batch, labels, rows, columns)` that sums to them. Casting, mean and deviation are layers.
 """
 
 import json
@@ -42,7 +42,6 @@ class Network(nn.Module):
         self.layers, self.padding = layers, padding
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1) * 255)
-        self.register_buffer("temperatures", torch.ones(len(HEADS)))
         self.dropout = nn.Dropout(dropout)
         channels = _channels(layers)
         self.evidence = nn.ModuleDict({head.name: nn.Conv2d(channels, len(head.labels), 1) for head in HEADS})
@@ -58,15 +57,14 @@ class Network(nn.Module):
             yield self.evidence[head.name](features)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Logits `(batch, labels)` of each head, before temperature: log-sum-exp over places."""
+        """Logits `(batch, labels)` of each head: log-sum-exp over places."""
         return [evidence.flatten(2).logsumexp(dim=2) for evidence in self.places(pixels)]
 
     def answer(self, pixels: Tensor) -> list[Tensor]:
         """Probabilities of every head, then maps of every head: what the exported graph gives."""
         probabilities, maps = [], []
-        for index, evidence in enumerate(self.places(pixels)):
-            logits = evidence.flatten(2).logsumexp(dim=2)
-            probability = torch.softmax(logits / self.temperatures[index], dim=1)
+        for evidence in self.places(pixels):
+            probability = torch.softmax(evidence.flatten(2).logsumexp(dim=2), dim=1)
             place = torch.softmax(evidence.flatten(2), dim=2).view_as(evidence)
             probabilities.append(probability)
             maps.append(place * probability[:, :, None, None])

@@ -7,14 +7,14 @@ The fold of a group is a hash of its first path, so adding rows does not move th
 
 import csv
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from training.manifest import Row
+from training.manifest import Row, load_manifest
 
 FOLDS = ("train", "calibration", "test")
 # Of 100 groups: 10 test, 10 calibration, 80 train.
@@ -43,6 +43,13 @@ def load_or_split(rows: Sequence[Row], folder: Path, cache: Path) -> list[str]:
     with cache.open("w", newline="") as file:
         csv.writer(file).writerows((row.path, fold) for row, fold in zip(rows, folds_in_order, strict=True))
     return folds_in_order
+
+
+def read_fold(data: Path, cache: Path, fold: str, licences: Mapping[str, str]) -> list[Row]:
+    """Return the checked rows of one fold of `manifest.csv` in `data`; the split is made if it is not there."""
+    rows = load_manifest(data / "manifest.csv", licences)
+    folds = load_or_split(rows, data, cache)
+    return [row for row, row_fold in zip(rows, folds, strict=True) if row_fold == fold]
 
 
 def fold_of(key: str) -> str:

@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, Subset
 
 from training.data import Examples, draw_rows
 from training.heads import AGE, HEADS
-from training.manifest import Row, load_manifest
+from training.manifest import Row
 from training.model import Network, build, has_folded_norms, load_network, restore_norms
 from training.settings import Settings, load_settings
-from training.split import load_or_split
+from training.split import read_fold
 
 WARM_UP_STEPS = 200
 BACKBONE_RATE = 1 / 3  # the backbone learns slower than the fresh heads
@@ -44,16 +44,14 @@ def main(
     data: Path, output: Path, settings_path: Path, imagenet: Path | None, start: Path | None, no_pretraining: bool, device: str
 ) -> None:
     settings = load_settings(settings_path)
-    rows = load_manifest(data / "manifest.csv", settings.licences)
-    folds = load_or_split(rows, data, output / "split.csv")
-    train_rows = [row for row, fold in zip(rows, folds, strict=True) if fold == "train"]
+    rows = read_fold(data, output / "split.csv", "train", settings.licences)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     if start is not None:
         network = load_network(start)
     else:
         network = build(settings.backbone, imagenet, settings.dropout, pretrained=not no_pretraining)
-    train(network, train_rows, data, output, settings, device)
+    train(network, rows, data, output, settings, device)
 
 
 def train(network: Network, rows: list[Row], data: Path, output: Path, settings: Settings, device: str) -> None:

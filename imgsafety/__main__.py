@@ -1,0 +1,5 @@
+"""`python -m imgsafety` is the command `imgsafety`."""
+
+from imgsafety.cli import run
+
+run()

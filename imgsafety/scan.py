@@ -1,0 +1,186 @@
+"""The only composition: items in, one frozen `Result` each out, in order.
+
+Every worker thread takes a batch of items the whole way, from bytes to verdicts; decoding and inference
+both leave Python's lock, so the cores stay busy without queues between stages, and memory holds one
+decoded picture per worker. What a reader would get wrong: nothing about a single item is ever raised.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from imgsafety import source
+from imgsafety.decode import FRAMES, MAX_PIXELS, Limits, View, decode, from_array, from_pil
+from imgsafety.errors import ImageError, ModelError, SetupError
+from imgsafety.policy import Policy, check_fit, load_policy
+from imgsafety.policy import decide as apply_policy
+from imgsafety.preprocess import to_pixels
+from imgsafety.result import SEVERITY, Pixels, Result, Scores, Verdict, make_result
+from imgsafety.session import Session, score_names
+
+DEFAULT_BATCH_SIZE = 16
+BATCHES_IN_FLIGHT = 2  # per worker: one in work, one waiting, so that no worker idles
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """One item on its way: its frames as pixels, or why there are none."""
+
+    path: str | None
+    sha256: str | None = None
+    frames: tuple[Pixels, ...] = ()
+    still: bool = True
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """One item's frames with their scores, or why there are none."""
+
+    prepared: _Prepared
+    scores: tuple[Scores, ...] = ()
+    error: str | None = None
+
+
+class Scanner:
+    """Judges pictures. Safe to share between threads.
+
+    model: path of an `.onnx` file; none is the shipped one. policy: name of a shipped policy, path of a
+    TOML file, or a `Policy`; none is `default`. provider: `cpu`, `cuda` or `tensorrt`. batch_size: pictures
+    per call of the model in `scan`. workers: threads in `scan`, by default one per core. frames: how many frames
+    of an animation are judged. max_pixels: larger pictures are `undecided` without being decoded.
+
+    Raises `ModelError`, `PolicyError` or `SetupError` when the set-up cannot work.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        policy: str | os.PathLike[str] | Policy | None = None,
+        *,
+        provider: str = "cpu",
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        workers: int | None = None,
+        frames: int = FRAMES,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("workers", workers), ("frames", frames), ("max_pixels", max_pixels)):
+            if value is not None and value < 1:
+                raise SetupError(f"{name} is {value}; it must be 1 or more")
+        self.batch_size = batch_size
+        self.workers = workers or _cores()
+        self.limits = Limits(max_pixels, frames)
+        self.policy = policy if isinstance(policy, Policy) else load_policy(policy or "default")
+        # For one picture all cores work on one call; for many, each worker's calls stay on its core.
+        self.session = Session(model, provider, threads=self.workers)
+        check_fit(self.policy, self.session.spec.identity, score_names(self.session.spec))
+
+    @cached_property
+    def _batch_session(self) -> Session:
+        if self.workers == 1:
+            return self.session
+        return Session(self.session.path, self.session.provider, threads=1)
+
+    def check(self, item: Any, maps: bool = False) -> Result:
+        """Judge one item: a path, bytes, file object, PIL image, array or tensor (see README).
+
+        Several frames (an animation, a batch of arrays) give one result: the worst frame decides.
+        maps: also fill `Result.maps`.
+        """
+        return self._decide(self._score([self._prepare(item)], self.session, maps)[0])
+
+    def scan(self, items: Iterable[Any]) -> Iterator[Result]:
+        """Judge many items lazily; one result each, in their order. Mixed sizes and kinds batch."""
+        session = self._batch_session
+        waiting: deque[Future[list[Result]]] = deque()
+        pool = ThreadPoolExecutor(self.workers, "imgsafety")
+        try:
+            iterator = iter(items)
+            while chunk := list(islice(iterator, self.batch_size)):
+                waiting.append(pool.submit(self._judge, chunk, session))
+                if len(waiting) > self.workers * BATCHES_IN_FLIGHT:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def check_edit(self, before: Any, after: Any) -> Result:
+        """Judge `after`, knowing the picture it was made from; rules with `before_below` apply.
+
+        The result describes `after`. When `before` cannot be judged, the verdict is never `allow`.
+        """
+        first, second = self._score([self._prepare(before), self._prepare(after)], self.session, maps=False)
+        result = self._decide(second, first.scores)
+        if not first.error:
+            return result
+        error = f"the picture that came in: {first.error}"
+        grave = SEVERITY[result.verdict] >= SEVERITY["undecided"]
+        return replace(result, error=error, verdict=result.verdict if grave else "undecided")
+
+    def _judge(self, items: Sequence[Any], session: Session) -> list[Result]:
+        return [self._decide(scored) for scored in self._score([self._prepare(item) for item in items], session, maps=False)]
+
+    def _prepare(self, item: Any) -> _Prepared:
+        path, sha256 = source.name_of(item), None
+        try:
+            loaded = source.load(item)
+            path, sha256 = loaded.path, loaded.sha256
+            views = self._views(loaded.content)
+            frames = tuple(Pixels(to_pixels(view.image, self.session.spec.size), view.frame or 0) for view in views)
+            return _Prepared(path, sha256, frames, still=all(view.frame is None for view in views))
+        except (ImageError, MemoryError) as problem:
+            return _Prepared(path, sha256, error=str(problem) or "not enough memory")
+
+    def _views(self, content: Any) -> list[View]:
+        if isinstance(content, bytes):
+            return decode(content, self.limits, self.session.spec.size)
+        if isinstance(content, np.ndarray):
+            return from_array(content, self.limits)
+        return from_pil(content, self.limits)
+
+    def _score(self, prepared: Sequence[_Prepared], session: Session, maps: bool) -> list[_Scored]:
+        """Run all frames of all items together; if that fails, item by item, so that one cannot spoil others."""
+        frames = [frame for one in prepared for frame in one.frames]
+        try:
+            scores = iter(self._run(frames, session, maps))
+        except ModelError as problem:
+            if len(prepared) == 1:
+                return [_Scored(prepared[0], error=prepared[0].error or str(problem))]
+            return [scored for one in prepared for scored in self._score([one], session, maps)]
+        return [_Scored(one, tuple(islice(scores, len(one.frames))), one.error) for one in prepared]
+
+    def _run(self, frames: Sequence[Pixels], session: Session, maps: bool) -> list[Scores]:
+        starts = range(0, len(frames), self.batch_size)
+        batches = [np.stack([frame.rgb for frame in frames[start : start + self.batch_size]]) for start in starts]
+        return [scores for batch in batches for scores in session.run(batch, maps)]
+
+    def _decide(self, scored: _Scored, before: Sequence[Scores] = ()) -> Result:
+        """The worst frame decides; against an edit's picture that came in, its worst pairing."""
+        one = scored.prepared
+        if scored.error or not scored.scores:
+            verdict = Verdict("undecided", error=scored.error or "no frame could be judged")
+            return make_result(one.path, one.sha256, None, None, verdict)
+        judged = [
+            (apply_policy(self.policy, scores, other), scores, frame.frame)
+            for frame, scores in zip(one.frames, scored.scores, strict=True)
+            for other in (before or (None,))
+        ]
+        verdict, scores, frame = max(judged, key=lambda entry: _gravity(entry[0], entry[1]))
+        return make_result(one.path, one.sha256, None if one.still else frame, scores, verdict)
+
+
+def _gravity(verdict: Verdict, scores: Scores) -> tuple[int, int, float]:
+    return SEVERITY[verdict.decision], len(verdict.reasons), scores.named.get("exposed", 0.0)
+
+
+def _cores() -> int:
+    """Cores this process may use; containers and `taskset` often allow fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,79 @@
+"""Results to text: `text` lists who is flagged and why, `jsonl` and `csv` hold every result.
+
+A new format is one function here, from `Result` to a line, and its name in `FORMATS`.
+What a reader would get wrong: file names are untrusted. Text output escapes what a terminal would obey.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+
+from imgsafety.result import Result
+
+CSV_COLUMNS = (
+    "path sha256 verdict reasons minimal_attire minor under_25 apparent_age apparent_age_low apparent_age_high frame error"
+).split()
+
+
+def to_text(result: Result) -> str:
+    """One line for a flagged result, empty for the others."""
+    if not result.flagged:
+        return ""
+    frame = "" if result.frame is None else f" frame {result.frame}"
+    why = "; ".join(map(str, result.reasons)) or result.error or ""
+    return f"{result.verdict:<9}  {printable(result.path or '(no name)')}{frame}  {printable(why)}\n"
+
+
+def to_jsonl(result: Result) -> str:
+    """One JSON object per line, with every attribute of `Result`."""
+    return json.dumps(result.to_dict()) + "\n"
+
+
+def to_csv(result: Result) -> str:
+    """One row under `CSV_COLUMNS`; `reasons` are rule names joined by spaces."""
+    values = {**result.to_dict(), "reasons": " ".join(reason.rule for reason in result.reasons)}
+    return _csv_line([_cell(values[column]) for column in CSV_COLUMNS])
+
+
+FORMATS: dict[str, Callable[[Result], str]] = {"text": to_text, "jsonl": to_jsonl, "csv": to_csv}
+HEADERS = {"csv": ",".join(CSV_COLUMNS) + "\n"}
+
+
+def describe(result: Result) -> Iterator[str]:
+    """Everything about one result, line by line, for a person."""
+    yield f"{printable(result.path or '(no name)')}: {result.verdict}"
+    for reason in result.reasons:
+        yield f"  because         {reason}"
+    if result.error:
+        yield f"  error           {printable(result.error)}"
+    if result.frame is not None:
+        yield f"  frame           {result.frame}"
+    for name in ("minimal_attire", "minor", "under_25"):
+        score = getattr(result, name)
+        if score is not None:
+            yield f"  {name:<15} {score:.3f}"
+    if result.apparent_age is not None:
+        interval = f"90 % between {result.apparent_age_low:.0f} and {result.apparent_age_high:.0f}"
+        yield f"  apparent_age    {result.apparent_age:.0f} years ({interval})"
+    for head, labels in result.scores.items():
+        shown = {label: p for label, p in labels.items() if p >= 0.01}
+        yield f"  {head:<15} " + "  ".join(f"{label} {p:.2f}" for label, p in shown.items())
+    if result.sha256:
+        yield f"  sha256          {result.sha256}"
+
+
+def printable(text: str) -> str:
+    """Escape control characters and undecodable bytes, so that a file name cannot steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def _cell(value: object) -> object:
+    # Spreadsheets run cells that start like formulas; a leading quote keeps a hostile file name text.
+    return "'" + value if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def _csv_line(cells: list[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()

@@ -1,0 +1,212 @@
+"""Pick thresholds with a promise and write a policy: `python -m training.calibrate --data DIR --output FILE`.
+
+DIR holds a manifest.csv (the calibration fold is used when --split names one, else every row) or one folder per
+label: `minimal`, `revealing`, `clothed`, `no_person`, `not_minimal` (adults or nobody), `minor`, `adult`.
+
+The promise: with the stated confidence, at most the stated share of such cases scores under the threshold.
+Candidates are tested from the safest upwards, each by the exact binomial bound, and the first failure stops
+(fixed-sequence testing, Learn then Test, Angelopoulos et al. 2021). It holds for pictures drawn like the
+labelled ones, and for no others. Needs no torch.
+"""
+
+import datetime
+import hashlib
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from imgsafety import Scanner
+from imgsafety.policy import parse_policy
+from imgsafety.source import find_images
+from training.heads import EXPOSED, OLDEST
+from training.manifest import ADULT, Row, load_manifest, manifest_sha256
+from training.measure import Values, rate
+from training.predict import open_scanner
+from training.settings import load_settings
+from training.split import read_fold
+
+HERE = Path(__file__).parent
+FOLDER_AGES = {"minor": (0.0, ADULT - 1.0), "adult": (float(ADULT), float(OLDEST))}
+DECIMALS = 4
+
+
+class TooFewRows(Exception):
+    """The labelled pictures cannot carry the promise that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """The chosen value, the promise it keeps, and what it rests on."""
+
+    value: float
+    target_miss: float
+    missed: int
+    cases: int
+    flagged_others: str
+
+
+@click.command(help=__doc__)
+@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="Labelled pictures, see above.")
+@click.option("--split", type=click.Path(path_type=Path), help="split.csv of training.train: use its calibration fold only.")
+@click.option("--model", type=click.Path(path_type=Path), help="Model file; default: the shipped one.")
+@click.option("--recipe", default="default", show_default=True, help="Policy in recipes.toml to calibrate.")
+@click.option("--target-miss", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Promise this miss rate for every score, instead of the recipe's.")
+@click.option("--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The policy TOML to write.")
+@click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=HERE / "settings.toml")
+def main(
+    data: Path, split: Path | None, model: Path | None, recipe: str, target_miss: float | None, confidence: float, output: Path, settings_path: Path
+) -> None:
+    settings = load_settings(settings_path)
+    plan = tomllib.loads((HERE / "recipes.toml").read_text(encoding="utf-8"))
+    if recipe not in plan:
+        raise click.UsageError(f"recipe {recipe!r} is not one of {', '.join(plan)}")
+    rows = [row for row in read_rows(data, split, settings.licences) if row.source not in settings.trust]
+    scanner = open_scanner(model)
+    try:
+        text = calibrate(scanner, rows, data, recipe, plan[recipe], target_miss, confidence)
+    except TooFewRows as problem:
+        raise click.ClickException(str(problem)) from problem
+    parse_policy(text)  # what we write must be what the scanner reads
+    output.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def read_rows(data: Path, split: Path | None, licences: dict[str, str]) -> list[Row]:
+    """Rows of a manifest (one fold of it, if a split is named), or of one folder per label."""
+    if split is not None:
+        return read_fold(data, split, "calibration", licences)
+    if (data / "manifest.csv").is_file():
+        return load_manifest(data / "manifest.csv", licences)
+    return [_folder_row(path.relative_to(data)) for path in find_images([data])]
+
+
+def _folder_row(path: Path) -> Row:
+    label = path.parts[0]
+    if label in FOLDER_AGES:
+        return Row(str(path), "folder", "the user's own", age=FOLDER_AGES[label])
+    age = FOLDER_AGES["adult"] if label in EXPOSED else None
+    return Row(str(path), "folder", "the user's own", attire=label, age=age)
+
+
+def calibrate(
+    scanner: Scanner, rows: Sequence[Row], data: Path, name: str, recipe: dict[str, Any], target_miss: float | None, confidence: float
+) -> str:
+    """Return the text of a policy whose every threshold keeps its promise. Raises `TooFewRows`."""
+    results = list(scanner.scan(data / row.path for row in rows))
+    readable = [(row, result) for row, result in zip(rows, results, strict=True) if result.verdict != "undecided"]
+    rows = [row for row, _ in readable]
+    scores = {
+        "minimal_attire": np.array([result.minimal_attire for _, result in readable], dtype=float),
+        "exposed": np.array([sum(result.scores["attire"][label] for label in EXPOSED) for _, result in readable]),
+        "minor": np.array([result.minor for _, result in readable], dtype=float),
+        "under_25": np.array([result.under_25 for _, result in readable], dtype=float),
+    }
+    found: dict[tuple[str, str, float], Threshold] = {}
+    rules = []
+    for rule in recipe["rules"]:
+        lines = [f'name = "{rule["name"]}"', f'verdict = "{rule["verdict"]}"']
+        for key in ("when", "before_below"):
+            chosen = {}
+            for score, miss in rule.get(key, {}).items():
+                promise = (key, score, target_miss or miss)
+                if promise not in found:
+                    found[promise] = _threshold(rows, scores[score], *promise, confidence)
+                chosen[score] = found[promise].value
+            if chosen:
+                lines.append(f"{key} = {{ " + ", ".join(f"{score} = {value}" for score, value in chosen.items()) + " }")
+        rules.append("[[rules]]\n" + "\n".join(lines))
+    header = _header(scanner, data, name, recipe["about"], confidence)
+    record = "\n".join(_record(promise, threshold) for promise, threshold in found.items())
+    return header + "\n" + "\n\n".join(rules) + "\n\n# What each threshold promises, and the pictures it rests on.\n" + record
+
+
+def cases_of(rows: Sequence[Row], key: str, score: str) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which rows are cases that the condition must not miss, and which it should leave alone."""
+    attire = np.array([row.attire for row in rows])
+    clothed = np.isin(attire, ("no_person", "clothed"))
+    if key == "before_below":
+        return attire == "clothed", attire == "minimal"
+    if score == "minimal_attire":
+        return attire == "minimal", (attire != "minimal") & (attire != "")
+    if score == "exposed":
+        return np.isin(attire, EXPOSED), clothed
+    minor = np.array([row.age is not None and row.age[1] < ADULT for row in rows])
+    adult = np.array([row.age is not None and row.age[0] >= ADULT and not row.exposed for row in rows])
+    return minor, adult
+
+
+def _threshold(rows: Sequence[Row], scores: Values, key: str, score: str, miss: float, confidence: float) -> Threshold:
+    cases, others = cases_of(rows, key, score)
+    # `before_below` is a promise about high scores of clothed pictures: the same question, mirrored.
+    sign = -1 if key == "before_below" else 1
+    value = sign * certified_threshold(sign * scores[cases], miss, confidence, f"{key} {score}")
+    # Rounded to the safe side, so that the written number keeps the promise.
+    value = round(float(value - sign * 0.5 * 10**-DECIMALS), DECIMALS) if 0 < value < 1 else float(value)
+    value = min(max(value, 0.0), 1.0)
+    missed = int((sign * scores[cases] < sign * value).sum())
+    flagged = rate(sign * scores[others] >= sign * value)
+    return Threshold(value, miss, missed, int(cases.sum()), str(flagged))
+
+
+def certified_threshold(scores: Values, target_miss: float, confidence: float, what: str = "score") -> float:
+    """The highest threshold for which, with `confidence`, at most `target_miss` of cases score below.
+
+    scores: of labelled cases, `(n,)`. Raises `TooFewRows` when even missing none of them proves too little.
+    """
+    allowed = np.arange(len(scores))
+    passing = stats.binom.cdf(allowed, len(scores), target_miss) <= 1 - confidence
+    if not passing.any():
+        needed = int(np.ceil(np.log(1 - confidence) / np.log(1 - target_miss)))
+        raise TooFewRows(
+            f"{what}: {len(scores)} labelled cases cannot promise a miss rate of {target_miss:g} with confidence "
+            f"{confidence:g}; at least {needed} are needed"
+        )
+    return float(np.sort(scores)[allowed[passing].max()])
+
+
+def _header(scanner: Scanner, data: Path, name: str, about: str, confidence: float) -> str:
+    spec, session = scanner.session.spec, scanner.session
+    manifest = data / "manifest.csv"
+    digest = manifest_sha256(manifest) if manifest.is_file() else _folder_sha256(data)
+    return f'''# {about}
+# Written by training.calibrate; thresholds come from labelled pictures, not from taste.
+name = "{name}"
+model = "{spec.identity}"
+
+[calibration]
+date = {datetime.date.today().isoformat()}
+confidence = {confidence}
+data_sha256 = "{digest}"
+model_sha256 = "{session.sha256}"
+'''
+
+
+def _folder_sha256(data: Path) -> str:
+    names = "\n".join(str(path.relative_to(data)) for path in find_images([data]))
+    return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+
+
+def _record(promise: tuple[str, str, float], threshold: Threshold) -> str:
+    key, score, miss = promise
+    return f'''
+[[calibration.promise]]
+condition = "{key}"
+score = "{score}"
+threshold = {threshold.value}
+target_miss = {miss}
+missed = {threshold.missed}
+cases = {threshold.cases}
+flagged_others = "{threshold.flagged_others}"
+'''
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Write a trained network as one ONNX file with its spec inside: `python -m training.export`.
+
+Batch norms are folded, temperatures start at 1 (`training.temperature` fits them on the file itself),
+and the file is compared with the network on random pixels; beyond 1e-4 nothing is written.
+"""
+
+import logging
+import warnings
+from pathlib import Path
+
+import click
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from imgsafety.session import MAP_SUFFIX
+from imgsafety.spec import METADATA_KEY, ModelSpec, to_json
+from training.heads import HEADS
+from training.model import Network, load_network
+from training.onnx_file import insert_temperature, write_model
+from training.settings import load_settings
+
+OPSET = 18
+PARITY = 1e-4
+
+
+class Answering(nn.Module):
+    """`Network.answer` as a forward pass."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """See `Network.answer`."""
+        return tuple(self.network.answer(pixels))
+
+
+@click.command(help=__doc__)
+@click.option("--network", "network_path", type=click.Path(path_type=Path, exists=True), required=True, help="network.safetensors of training.train.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The .onnx file to write, with .sha256 beside it.")
+@click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
+def main(network_path: Path, output: Path, settings_path: Path) -> None:
+    settings = load_settings(settings_path)
+    spec = ModelSpec(settings.name, settings.version, settings.size, HEADS)
+    difference = export(load_network(network_path), spec, output)
+    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, differs from the network by {difference:.1e} at most")
+
+
+def export(network: Network, spec: ModelSpec, output: Path) -> float:
+    """Export, check parity, write; return the largest difference. Raises `ValueError` beyond `PARITY`."""
+    network = network.eval().to(memory_format=torch.contiguous_format)
+    pixels = torch.randint(0, 256, (2, spec.size, spec.size, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = network.answer(pixels)
+    network.layers = fuse(network.layers)
+    model = _to_onnx(network, pixels, spec)
+    answers = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"pixels": pixels.numpy()})
+    difference = max(float(np.abs(wanted.numpy() - found).max()) for wanted, found in zip(expected, answers, strict=True))
+    if not difference < PARITY:  # NaN fails this too
+        raise ValueError(f"the exported model differs from the network by {difference}")
+    write_model(model, output)
+    return difference
+
+
+def _to_onnx(network: Network, pixels: Tensor, spec: ModelSpec) -> onnx.ModelProto:
+    names = [head.name for head in HEADS]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
+        program = torch.onnx.export(
+            Answering(network).eval(),
+            (pixels,),
+            input_names=["pixels"],
+            output_names=names + [name + MAP_SUFFIX for name in names],
+            dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    for name in names:
+        insert_temperature(model, name)
+    onnx.helper.set_model_props(model, {METADATA_KEY: to_json(spec)})
+    return model
+
+
+if __name__ == "__main__":
+    main()
