@@ -9,7 +9,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TextIO
 
 import click
@@ -47,11 +46,34 @@ def main(argv: list[str] | None = None) -> int:
 def _scanner_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that build a `Scanner`, the same for every command that judges."""
     options = (
-        click.option("--policy", default="default", show_default=True, help=f"Rules that turn scores into verdicts: {', '.join(shipped_policies())}, or a TOML file."),
+        click.option(
+            "--policy",
+            default="default",
+            show_default=True,
+            help=f"Rules that turn scores into verdicts: {', '.join(shipped_policies())}, or a TOML file.",
+        ),
         click.option("--model", type=click.Path(), help="Model file (.onnx) to use instead of the shipped one."),
-        click.option("--provider", type=click.Choice(list(PROVIDERS)), default="cpu", show_default=True, help="What runs the model. cuda and tensorrt need onnxruntime-gpu (see README)."),
-        click.option("--frames", type=click.IntRange(1), default=FRAMES, show_default=True, help="Frames of an animation that are judged, spread over its length."),
-        click.option("--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True, help="Larger pictures are undecided, without being decoded."),
+        click.option(
+            "--provider",
+            type=click.Choice(list(PROVIDERS)),
+            default="cpu",
+            show_default=True,
+            help="What runs the model. cuda and tensorrt need onnxruntime-gpu (see README).",
+        ),
+        click.option(
+            "--frames",
+            type=click.IntRange(1),
+            default=FRAMES,
+            show_default=True,
+            help="Frames of an animation that are judged, spread over its length.",
+        ),
+        click.option(
+            "--max-pixels",
+            type=click.IntRange(1),
+            default=MAX_PIXELS,
+            show_default=True,
+            help="Larger pictures are undecided, without being decoded.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -70,9 +92,18 @@ def cli() -> None:
 @cli.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
 @_scanner_options
-@click.option("--batch-size", type=click.IntRange(1), default=DEFAULT_BATCH_SIZE, show_default=True, help="Pictures per call of the model.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=DEFAULT_BATCH_SIZE, show_default=True, help="Pictures per call of the model."
+)
 @click.option("--workers", type=click.IntRange(1), help="Threads; default: one per core.")
-@click.option("--format", "format_", type=click.Choice(list(sink.FORMATS)), default="text", show_default=True, help="text lists what is flagged; jsonl and csv hold every picture.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(list(sink.FORMATS)),
+    default="text",
+    show_default=True,
+    help="text lists what is flagged; jsonl and csv hold every picture.",
+)
 @click.option("--output", type=click.Path(dir_okay=False), help="Write results to this file instead of the terminal.")
 def scan(paths: tuple[str, ...], format_: str, output: str | None, **settings: Any) -> int:
     """Judge every picture in PATHS: files, and folders with all that is below them."""
@@ -166,7 +197,7 @@ def _open_output(output: str | None) -> Iterator[TextIO]:
         sys.stdout.flush()
         return
     try:
-        file = open(output, "w", encoding="utf-8", errors="surrogateescape", newline="")
+        file = open(output, "w", encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115  # closed below
     except OSError as problem:
         raise SetupError(f"output {output} cannot be written: {problem.strerror}") from problem
     with file:
@@ -181,7 +212,8 @@ def _with_progress(results: Iterator[Result], paths: Iterable[str]) -> Iterator[
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[flagged]:,} flagged"))
+    rate, flagged_so_far = TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[flagged]:,} flagged")
+    columns = (BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), flagged_so_far)
     # stdout is redirected through the bar only when it is the same terminal; a pipe must stay clean.
     same_terminal = sys.stdout.isatty()
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=same_terminal) as progress:

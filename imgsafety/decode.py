@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from imgsafety.errors import ImageError
 
@@ -31,7 +31,8 @@ FRAMES = 8
 @dataclass(frozen=True, slots=True)
 class Limits:
     """max_pixels: width times height that is still decoded. frames: how many frames of an animation
-    are judged, spread evenly from the first to the last."""
+    are judged, spread evenly from the first to the last.
+    """
 
     max_pixels: int = MAX_PIXELS
     frames: int = FRAMES
@@ -98,7 +99,8 @@ def _to_uint8(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     # Written so that NaN fails it.
     if not (values.min() >= -FLOAT_SLACK and values.max() <= 1 + FLOAT_SLACK):
         raise ImageError(f"float array spans {values.min():g} to {values.max():g}, not [0, 1]")
-    return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+    levels: npt.NDArray[np.uint8] = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+    return levels
 
 
 def _views(image: Image.Image, limits: Limits, size: int = 0) -> Iterator[View]:
@@ -135,7 +137,7 @@ def _flatten(image: Image.Image) -> list[Image.Image]:
     if image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info:
         return [image.convert("RGB")]
     rgba = image.convert("RGBA")
-    if rgba.getextrema()[3][0] == 255:  # type: ignore[index]  # one pair per band for a four-band image
+    if rgba.getchannel("A").getextrema()[0] == 255:
         return [rgba.convert("RGB")]
     return [Image.alpha_composite(Image.new("RGBA", rgba.size, ground), rgba).convert("RGB") for ground in ("white", "black")]
 
@@ -150,6 +152,6 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
 
 
 def _explain(problem: Exception) -> str:
-    if isinstance(problem, Image.UnidentifiedImageError):
+    if isinstance(problem, UnidentifiedImageError):
         return f"not an image of a kind we read ({', '.join(FORMATS)})"
     return f"cannot be decoded: {type(problem).__name__}: {problem}"

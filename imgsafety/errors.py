@@ -23,7 +23,7 @@ class PolicyError(ImgSafetyError):
 
 
 class ImageError(ImgSafetyError):
-    """This one picture cannot be decoded or judged. The message says why."""
+    """One picture cannot be decoded or judged. The message says why."""
 
 
 class SetupError(ImgSafetyError):

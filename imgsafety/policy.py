@@ -34,7 +34,8 @@ OUTCOMES: dict[str, Decision] = {"label": "allow", "review": "review", "block": 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """`when`: score name to the least value that fires. `before_below`: the same scores of the picture
-    that came in must be under these values; a rule that has it is only asked about edits."""
+    that came in must be under these values; a rule that has it is only asked about edits.
+    """
 
     name: str
     verdict: str

@@ -37,7 +37,7 @@ FOLDER_AGES = {"minor": (0.0, ADULT - 1.0), "adult": (float(ADULT), float(OLDEST
 DECIMALS = 4
 
 
-class TooFewRows(Exception):
+class TooFewRowsError(Exception):
     """The labelled pictures cannot carry the promise that was asked for."""
 
 
@@ -53,16 +53,29 @@ class Threshold:
 
 
 @click.command(help=__doc__)
-@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="Labelled pictures, see above.")
+@click.option(
+    "--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="Labelled pictures, see above."
+)
 @click.option("--split", type=click.Path(path_type=Path), help="split.csv of training.train: use its calibration fold only.")
 @click.option("--model", type=click.Path(path_type=Path), help="Model file; default: the shipped one.")
 @click.option("--recipe", default="default", show_default=True, help="Policy in recipes.toml to calibrate.")
-@click.option("--target-miss", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Promise this miss rate for every score, instead of the recipe's.")
+@click.option(
+    "--target-miss",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Promise this miss rate for every score, instead of the recipe's.",
+)
 @click.option("--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The policy TOML to write.")
 @click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=HERE / "settings.toml")
 def main(
-    data: Path, split: Path | None, model: Path | None, recipe: str, target_miss: float | None, confidence: float, output: Path, settings_path: Path
+    data: Path,
+    split: Path | None,
+    model: Path | None,
+    recipe: str,
+    target_miss: float | None,
+    confidence: float,
+    output: Path,
+    settings_path: Path,
 ) -> None:
     settings = load_settings(settings_path)
     plan = tomllib.loads((HERE / "recipes.toml").read_text(encoding="utf-8"))
@@ -72,7 +85,7 @@ def main(
     scanner = open_scanner(model)
     try:
         text = calibrate(scanner, rows, data, recipe, plan[recipe], target_miss, confidence)
-    except TooFewRows as problem:
+    except TooFewRowsError as problem:
         raise click.ClickException(str(problem)) from problem
     parse_policy(text)  # what we write must be what the scanner reads
     output.write_text(text, encoding="utf-8")
@@ -97,9 +110,15 @@ def _folder_row(path: Path) -> Row:
 
 
 def calibrate(
-    scanner: Scanner, rows: Sequence[Row], data: Path, name: str, recipe: dict[str, Any], target_miss: float | None, confidence: float
+    scanner: Scanner,
+    rows: Sequence[Row],
+    data: Path,
+    name: str,
+    recipe: dict[str, Any],
+    target_miss: float | None,
+    confidence: float,
 ) -> str:
-    """Return the text of a policy whose every threshold keeps its promise. Raises `TooFewRows`."""
+    """Return the text of a policy whose every threshold keeps its promise. Raises `TooFewRowsError`."""
     results = list(scanner.scan(data / row.path for row in rows))
     readable = [(row, result) for row, result in zip(rows, results, strict=True) if result.verdict != "undecided"]
     rows = [row for row, _ in readable]
@@ -159,13 +178,13 @@ def _threshold(rows: Sequence[Row], scores: Values, key: str, score: str, miss: 
 def certified_threshold(scores: Values, target_miss: float, confidence: float, what: str = "score") -> float:
     """The highest threshold for which, with `confidence`, at most `target_miss` of cases score below.
 
-    scores: of labelled cases, `(n,)`. Raises `TooFewRows` when even missing none of them proves too little.
+    scores: of labelled cases, `(n,)`. Raises `TooFewRowsError` when even missing none of them proves too little.
     """
     allowed = np.arange(len(scores))
     passing = stats.binom.cdf(allowed, len(scores), target_miss) <= 1 - confidence
     if not passing.any():
         needed = int(np.ceil(np.log(1 - confidence) / np.log(1 - target_miss)))
-        raise TooFewRows(
+        raise TooFewRowsError(
             f"{what}: {len(scores)} labelled cases cannot promise a miss rate of {target_miss:g} with confidence "
             f"{confidence:g}; at least {needed} are needed"
         )

@@ -23,7 +23,7 @@ from training import augment
 from training.heads import AGE, OLDEST, age_distribution, age_target, attire_target, most_exposed
 from training.manifest import ADULT, Row
 
-NOBODY = (OLDEST, OLDEST)  # as the age of an empty picture: it makes no joint picture younger
+NOBODY: tuple[float, float] = (OLDEST, OLDEST)  # as the age of an empty picture: it makes no joint picture younger
 NOT_YOUNG = (25, OLDEST)  # what the age head shall answer where nobody is: no young person here
 UNKNOWN_AGE = (0, OLDEST)
 FACE_ATTIRE = "not_minimal"  # a face crop shows too little to be more exposed than that

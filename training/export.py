@@ -40,7 +40,13 @@ class Answering(nn.Module):
 
 
 @click.command(help=__doc__)
-@click.option("--network", "network_path", type=click.Path(path_type=Path, exists=True), required=True, help="network.safetensors of training.train.")
+@click.option(
+    "--network",
+    "network_path",
+    type=click.Path(path_type=Path, exists=True),
+    required=True,
+    help="network.safetensors of training.train.",
+)
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The .onnx file to write, with .sha256 beside it.")
 @click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
 def main(network_path: Path, output: Path, settings_path: Path) -> None:
@@ -56,9 +62,10 @@ def export(network: Network, spec: ModelSpec, output: Path) -> float:
     pixels = torch.randint(0, 256, (2, spec.size, spec.size, 3), dtype=torch.uint8)
     with torch.no_grad():
         expected = network.answer(pixels)
-    network.layers = fuse(network.layers)
+    network.layers = nn.Sequential(fuse(network.layers))
     model = _to_onnx(network, pixels, spec)
-    answers = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"pixels": pixels.numpy()})
+    runtime = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    answers = runtime.run(None, {"pixels": pixels.numpy()})
     difference = max(float(np.abs(wanted.numpy() - found).max()) for wanted, found in zip(expected, answers, strict=True))
     if not difference < PARITY:  # NaN fails this too
         raise ValueError(f"the exported model differs from the network by {difference}")

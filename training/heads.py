@@ -6,6 +6,7 @@ these", all 1s mean "unknown", and weights that sum to 1 are a distribution (exa
 """
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ AGE_EDGES = (0, 3, 6, 9, *range(12, 30), *range(30, 85, 5), 100)
 AGE = Head(
     "age",
     "ages",
-    tuple(f"{low}-{high - 1}" if high - low > 1 else f"{low}" for low, high in zip(AGE_EDGES, AGE_EDGES[1:], strict=False)),
+    tuple(f"{low}-{high - 1}" if high - low > 1 else f"{low}" for low, high in pairwise(AGE_EDGES)),
     tuple(float(edge) for edge in AGE_EDGES),
 )
 HEADS = (ATTIRE, AGE)
@@ -38,8 +39,7 @@ def attire_target(attire: str) -> npt.NDArray[np.float32]:
 
 def age_target(low: float, high: float) -> npt.NDArray[np.float32]:
     """Weights over `AGE.labels`: 1 for every bin that apparent ages from `low` to `high` years touch."""
-    bins = zip(AGE.edges, AGE.edges[1:], strict=False)
-    return np.array([low < right and high >= left for left, right in bins], dtype=np.float32)
+    return np.array([low < right and high >= left for left, right in pairwise(AGE.edges)], dtype=np.float32)
 
 
 def age_distribution(age: float) -> npt.NDArray[np.float32]:
@@ -47,7 +47,8 @@ def age_distribution(age: float) -> npt.NDArray[np.float32]:
     centre = min(age, OLDEST) + 0.5
     below = [0.5 * (1 + math.erf((edge - centre) / (AGE_SPREAD * math.sqrt(2)))) for edge in AGE.edges]
     share = np.diff(below)
-    return (share / share.sum()).astype(np.float32)
+    target: npt.NDArray[np.float32] = (share / share.sum()).astype(np.float32)
+    return target
 
 
 def most_exposed(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -48,7 +48,9 @@ def auroc_text(positives: Values, negatives: Values) -> str:
     if len(positives) < 2 or len(negatives) < 2:
         return "none"
     random = np.random.default_rng(0)
-    resampled = [auroc(random.choice(positives, len(positives)), random.choice(negatives, len(negatives))) for _ in range(RESAMPLES)]
+    resampled = [
+        auroc(random.choice(positives, len(positives)), random.choice(negatives, len(negatives))) for _ in range(RESAMPLES)
+    ]
     low, high = np.quantile(resampled, [0.025, 0.975])
     return f"{auroc(positives, negatives):.4f} ({low:.4f} to {high:.4f}; {len(positives)} against {len(negatives)})"
 

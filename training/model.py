@@ -34,6 +34,9 @@ class Network(nn.Module):
     range of pixels it was trained on.
     """
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, layers: nn.Sequential, padding: str, dropout: float) -> None:
         super().__init__()
         if padding == "keras":
@@ -44,10 +47,11 @@ class Network(nn.Module):
         self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1) * 255)
         self.dropout = nn.Dropout(dropout)
         channels = _channels(layers)
-        self.evidence = nn.ModuleDict({head.name: nn.Conv2d(channels, len(head.labels), 1) for head in HEADS})
-        for layer in self.evidence.children():
+        evidence = {head.name: nn.Conv2d(channels, len(head.labels), 1) for head in HEADS}
+        for layer in evidence.values():
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.get_parameter("bias"))
+        self.evidence = nn.ModuleDict(evidence)
 
     def places(self, pixels: Tensor) -> Iterator[Tensor]:
         """Evidence `(batch, labels, rows, columns)` of each head in turn."""
@@ -120,9 +124,13 @@ def _pad_like_keras(layers: nn.Module) -> None:
 
 
 def has_folded_norms(layers: nn.Module) -> bool:
-    """True when every batch norm is the identity plus a bias, as in a file made from a compiled model."""
+    """True when every batch norm is the identity plus a bias, as in a file made from a compiled model.
+
+    The norms of an untrained network are the identity too, but have no bias.
+    """
     norms = [layer for layer in layers.modules() if isinstance(layer, nn.BatchNorm2d)]
-    return bool(norms) and all(bool((norm.running_mean == 0).all()) for norm in norms)
+    untouched = all(norm.running_mean is not None and not norm.running_mean.any() for norm in norms)
+    return untouched and any(bool(norm.bias.any()) for norm in norms)
 
 
 @torch.no_grad()
@@ -148,4 +156,4 @@ def restore_norms(network: Network, pixels: Tensor) -> None:
         norm.running_mean = mean.clone()
         norm.running_var = variance.clone()
         norm.weight.copy_(torch.sqrt(variance + norm.eps))
-        norm.bias += mean
+        norm.bias.add_(mean)

@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -20,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import DataLoader, Subset
 
 from training.data import Examples, draw_rows
-from training.heads import AGE, HEADS
+from training.heads import AGE
 from training.manifest import Row
 from training.model import Network, build, has_folded_norms, load_network, restore_norms
 from training.settings import Settings, load_settings
@@ -29,7 +30,7 @@ from training.split import read_fold
 WARM_UP_STEPS = 200
 BACKBONE_RATE = 1 / 3  # the backbone learns slower than the fresh heads
 NORM_IMAGES = 256  # real pictures from which folded batch norms get their statistics
-AGE_MIDDLES = torch.tensor([(low + high) / 2 for low, high in zip(AGE.edges, AGE.edges[1:], strict=False)])
+AGE_MIDDLES = torch.tensor([(low + high) / 2 for low, high in pairwise(AGE.edges)])
 
 
 @click.command(help=__doc__)
@@ -58,14 +59,14 @@ def train(network: Network, rows: list[Row], data: Path, output: Path, settings:
     """Run every stage, from the checkpoint in `output` if there is one; write `network.safetensors`."""
     if has_folded_norms(network.layers):
         restore_norms(network, _plain_pixels(rows, data, settings))
-    network.to(device=device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)
     freeze(network, settings.frozen_layers)
     average = AveragedModel(network, avg_fn=get_ema_avg_fn(settings.average), use_buffers=True)
     optimizer = _optimizer(network, settings)
     done = _restore(output / "checkpoint.pt", network, average, optimizer, device)
-    started, first = time.monotonic(), done
-    for done, (pixels, attire, age, trust) in _batches(rows, data, settings, done):
-        _set_rate(optimizer, settings, done)
+    started = time.monotonic()
+    for step, (pixels, attire, age, trust) in _batches(rows, data, settings, done):
+        _set_rate(optimizer, settings, step)
         logits = network(pixels.to(device))
         losses = [head_loss(logits[0], attire.to(device), trust.to(device)), head_loss(logits[1], age.to(device), trust.to(device))]
         losses.append(settings.age_error_weight * expected_age_loss(logits[1], age.to(device)))
@@ -74,11 +75,11 @@ def train(network: Network, rows: list[Row], data: Path, output: Path, settings:
         nn.utils.clip_grad_norm_(network.parameters(), 2.0)
         optimizer.step()
         average.update_parameters(network)
-        if done % settings.save_every == 0:
-            _save(output / "checkpoint.pt", network, average, optimizer, done)
-            rate = (done - first) * settings.batch_size / (time.monotonic() - started)
+        if step % settings.save_every == 0:
+            _save(output / "checkpoint.pt", network, average, optimizer, step)
+            rate = (step - done) * settings.batch_size / (time.monotonic() - started)
             shown = " ".join(f"{loss.item():.3f}" for loss in losses)
-            print(f"step {done}/{_total_steps(settings)}  loss {shown}  {rate:.0f} images/s", flush=True)
+            print(f"step {step}/{_total_steps(settings)}  loss {shown}  {rate:.0f} images/s", flush=True)
     save_network(average.module, output / "network.safetensors", settings)
 
 
