@@ -74,6 +74,11 @@ def _scanner_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Larger pictures are undecided, without being decoded.",
         ),
+        click.option(
+            "--thorough",
+            is_flag=True,
+            help="Also judge tiles and turns of each picture: finds more of what is small or rotated, at 8 times the model's price.",
+        ),
     )
     for option in reversed(options):
         command = option(command)

@@ -9,8 +9,24 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+TILE = 0.6  # of the picture's sides: four tiles overlap in the middle, so a person on a seam is whole in one
+TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+
 
 def to_pixels(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
     """Resize an RGB image to `uint8 (size, size, 3)`, antialiased (Pillow's bilinear filter)."""
     square = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(square, dtype=np.uint8)
+
+
+def looks(image: Image.Image, thorough: bool) -> list[Image.Image]:
+    """Return what is judged of one picture: itself, and if `thorough` four tiles and three turns of it.
+
+    Tiles find small people and cells of a collage, turns find pictures that were rotated to get through.
+    """
+    if not thorough:
+        return [image]
+    width, height = round(TILE * image.width), round(TILE * image.height)
+    corners = [(left, top) for top in (0, image.height - height) for left in (0, image.width - width)]
+    tiles = [image.crop((left, top, left + max(1, width), top + max(1, height))) for left, top in corners]
+    return [image, *tiles, *(image.transpose(turn) for turn in TURNS)]

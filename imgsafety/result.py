@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 Decision = Literal["allow", "review", "block", "undecided"]
+Grid = list[list[float]]  # rows of columns
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in fractions of width and height
 
 # From harmless to grave. `undecided` outranks `allow` and `review`: a picture with one unreadable frame
 # must not pass because the readable ones were harmless. `block` outranks it: what is known stays known.
@@ -34,8 +36,8 @@ class Scores:
     named: what a policy can name: `head.label`, `head.at_least.label`, `head.under_YEARS`, and the
         short names `minimal_attire`, `exposed` (minimal or revealing), `minor`, `under_25`.
     age, age_low, age_high: expected apparent age and a 90 % interval in years; none when nobody is seen.
-    maps: for every head and label, the share of its probability that each place of a coarse
-        grid (rows, columns) contributes; it sums to the label's probability. Empty unless asked for.
+    maps: for every named score, the share that each place of a coarse grid (rows, columns) contributes;
+        it sums to the score. Empty unless asked for.
     """
 
     heads: Mapping[str, Mapping[str, float]]
@@ -43,7 +45,7 @@ class Scores:
     age: float | None = None
     age_low: float | None = None
     age_high: float | None = None
-    maps: Mapping[str, Mapping[str, list[list[float]]]] = field(default_factory=dict)
+    maps: Mapping[str, Grid] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Result:
 
     path: as given, or none for an item that came without a name. sha256: of the file's bytes, or none
     when the item came as pixels. frame: index of the frame that decided, or none for a still picture.
+    maps and boxes: where the scores come from; boxes only of scores that made a rule fire.
     """
 
     path: str | None
@@ -88,7 +91,8 @@ class Result:
     apparent_age_low: float | None = None
     apparent_age_high: float | None = None
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    maps: Mapping[str, Mapping[str, list[list[float]]]] = field(default_factory=dict)
+    maps: Mapping[str, Grid] = field(default_factory=dict)
+    boxes: Mapping[str, tuple[Box, ...]] = field(default_factory=dict)
 
     @property
     def flagged(self) -> bool:
@@ -96,15 +100,20 @@ class Result:
         return bool(self.reasons) or self.verdict != "allow"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON-ready values; `maps` is left out when it was not asked for."""
+        """Return plain JSON-ready values; `maps` and `boxes` are left out when they were not asked for."""
         values = asdict(self)
         if not self.maps:
-            del values["maps"]
+            del values["maps"], values["boxes"]
         return values
 
 
 def make_result(
-    path: str | None, sha256: str | None, frame: int | None, scores: Scores | None, verdict: Verdict
+    path: str | None,
+    sha256: str | None,
+    frame: int | None,
+    scores: Scores | None,
+    verdict: Verdict,
+    boxes: Mapping[str, tuple[Box, ...]] | None = None,
 ) -> Result:
     """Join what is known of one item into its `Result`."""
     identity = Result(path, verdict.decision, verdict.reasons, verdict.error, sha256, frame)
@@ -125,4 +134,5 @@ def make_result(
         apparent_age_high=scores.age_high,
         scores=scores.heads,
         maps=scores.maps,
+        boxes=boxes or {},
     )

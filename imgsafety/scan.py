@@ -21,9 +21,10 @@ from imgsafety.decode import FRAMES, MAX_PIXELS, Limits, View, decode, from_arra
 from imgsafety.errors import ImageError, ModelError, SetupError
 from imgsafety.policy import Policy, check_fit, load_policy
 from imgsafety.policy import decide as apply_policy
-from imgsafety.preprocess import to_pixels
+from imgsafety.preprocess import looks, to_pixels
 from imgsafety.result import SEVERITY, Pixels, Result, Scores, Verdict, make_result
 from imgsafety.session import Session, score_names
+from imgsafety.where import boxes
 
 DEFAULT_BATCH_SIZE = 16
 BATCHES_IN_FLIGHT = 2  # per worker: one in work, one waiting, so that no worker idles
@@ -55,7 +56,8 @@ class Scanner:
     model: path of an `.onnx` file; none is the shipped one. policy: name of a shipped policy, path of a
     TOML file, or a `Policy`; none is `default`. provider: `cpu`, `cuda` or `tensorrt`. batch_size: pictures
     per call of the model in `scan`. workers: threads in `scan`, by default one per core. frames: how many frames
-    of an animation are judged. max_pixels: larger pictures are `undecided` without being decoded.
+    of an animation are judged. max_pixels: larger pictures are `undecided` without being decoded. thorough: also
+    judge tiles and turns of each picture, at eight times the model's price; the worst look decides.
 
     Raises `ModelError`, `PolicyError` or `SetupError` when the set-up cannot work.
     """
@@ -70,6 +72,7 @@ class Scanner:
         workers: int | None = None,
         frames: int = FRAMES,
         max_pixels: int = MAX_PIXELS,
+        thorough: bool = False,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("workers", workers), ("frames", frames), ("max_pixels", max_pixels)):
             if value is not None and value < 1:
@@ -77,6 +80,7 @@ class Scanner:
         self.batch_size = batch_size
         self.workers = workers or _cores()
         self.limits = Limits(max_pixels, frames)
+        self.thorough = thorough
         self.policy = policy if isinstance(policy, Policy) else load_policy(policy or "default")
         # For one picture all cores work on one call; for many, each worker's calls stay on its core.
         self.session = Session(model, provider, threads=self.workers)
@@ -92,8 +96,11 @@ class Scanner:
         """Judge one item: a path, bytes, file object, PIL image, array or tensor (see README).
 
         Several frames (an animation, a batch of arrays) give one result: the worst frame decides.
-        maps: also fill `Result.maps`.
+        maps: also fill `Result.maps` and `Result.boxes`; raises `SetupError` on a `thorough` scanner, because the
+        look that decides may be a tile.
         """
+        if maps and self.thorough:
+            raise SetupError("maps describe the whole picture; ask a scanner that is not thorough for them")
         return self._decide(self._score([self._prepare(item)], self.session, maps)[0])
 
     def scan(self, items: Iterable[Any]) -> Iterator[Result]:
@@ -134,7 +141,11 @@ class Scanner:
             loaded = source.load(item)
             path, sha256 = loaded.path, loaded.sha256
             views = self._views(loaded.content)
-            frames = tuple(Pixels(to_pixels(view.image, self.session.spec.size), view.frame or 0) for view in views)
+            frames = tuple(
+                Pixels(to_pixels(look, self.session.spec.size), view.frame or 0)
+                for view in views
+                for look in looks(view.image, self.thorough)
+            )
             return _Prepared(path, sha256, frames, still=all(view.frame is None for view in views))
         except (ImageError, MemoryError) as problem:
             return _Prepared(path, sha256, error=str(problem) or "not enough memory")
@@ -174,7 +185,9 @@ class Scanner:
             for other in (before or (None,))
         ]
         verdict, scores, frame = max(judged, key=lambda entry: _gravity(entry[0], entry[1]))
-        return make_result(one.path, one.sha256, None if one.still else frame, scores, verdict)
+        fired = {name for reason in verdict.reasons for name in reason.scores if name in scores.maps}
+        where = {name: boxes(scores.maps[name]) for name in sorted(fired)}
+        return make_result(one.path, one.sha256, None if one.still else frame, scores, verdict, where)
 
 
 def _gravity(verdict: Verdict, scores: Scores) -> tuple[int, int, float]:

@@ -150,26 +150,6 @@ def _check_distribution(head: Head, answer: npt.NDArray[np.float32], rows: int) 
         raise ModelError(f"head {head.name!r} did not answer a finite probability distribution")
 
 
-def _read_out(spec: ModelSpec, outputs: Mapping[str, npt.NDArray[np.float32]], row: int) -> Scores:
-    heads: dict[str, dict[str, float]] = {}
-    named: dict[str, float] = {}
-    maps: dict[str, dict[str, list[list[float]]]] = {}
-    age: tuple[float, float, float] | None = None
-    for head in spec.heads:
-        probabilities = np.clip(outputs[head.name][row].astype(np.float64), 0.0, 1.0)
-        heads[head.name] = dict(zip(head.labels, probabilities.tolist(), strict=True))
-        named |= _name_scores(head, probabilities)
-        if head.kind == "ages":
-            age = _age(head, probabilities)
-        if head.name + MAP_SUFFIX in outputs:
-            planes = outputs[head.name + MAP_SUFFIX][row].tolist()
-            maps[head.name] = dict(zip(head.labels, planes, strict=True))
-    if named.get("attire.no_person", 0.0) >= 0.5:
-        age = None  # an age needs somebody who has it
-    low, expected, high = age if age is not None else (None, None, None)
-    return Scores(heads, named, expected, low, high, maps)
-
-
 # Short names for the scores that policies and results use most.
 ALIASES = {
     "attire.minimal": "minimal_attire",
@@ -181,22 +161,40 @@ ALIASES = {
 
 def score_names(spec: ModelSpec) -> frozenset[str]:
     """Return every score name that a policy may use with this model."""
-    return frozenset(
-        name
-        for head in spec.heads
-        for name in _name_scores(head, np.full(len(head.labels), 1 / len(head.labels)))
-    )
+    return frozenset(name for head in spec.heads for name in _sums(head))
 
 
-def _name_scores(head: Head, probabilities: npt.NDArray[np.float64]) -> dict[str, float]:
+def _sums(head: Head) -> dict[str, npt.NDArray[np.float64]]:
+    """Every named score of a head as weights over its labels: each score is a sum of probabilities."""
+    count = len(head.labels)
+    up_to, alone = np.tri(count), np.eye(count)
     if head.kind == "ages":
-        younger = np.minimum(np.cumsum(probabilities), 1.0)
-        names = {f"{head.name}.under_{edge:g}": float(p) for edge, p in zip(head.edges[1:], younger, strict=True)}
+        sums = {f"{head.name}.under_{edge:g}": row for edge, row in zip(head.edges[1:], up_to, strict=True)}
     else:
-        at_least = np.minimum(np.cumsum(probabilities[::-1])[::-1], 1.0)
-        names = {f"{head.name}.{label}": float(p) for label, p in zip(head.labels, probabilities, strict=True)}
-        names |= {f"{head.name}.at_least.{label}": float(p) for label, p in zip(head.labels, at_least, strict=True)}
-    return names | {alias: names[name] for name, alias in ALIASES.items() if name in names}
+        sums = {f"{head.name}.{label}": row for label, row in zip(head.labels, alone, strict=True)}
+        sums |= {f"{head.name}.at_least.{label}": row for label, row in zip(head.labels, up_to.T, strict=True)}
+    return sums | {alias: sums[name] for name, alias in ALIASES.items() if name in sums}
+
+
+def _read_out(spec: ModelSpec, outputs: Mapping[str, npt.NDArray[np.float32]], row: int) -> Scores:
+    heads: dict[str, dict[str, float]] = {}
+    named: dict[str, float] = {}
+    maps: dict[str, list[list[float]]] = {}
+    age: tuple[float, float, float] | None = None
+    for head in spec.heads:
+        probabilities = np.clip(outputs[head.name][row].astype(np.float64), 0.0, 1.0)
+        heads[head.name] = dict(zip(head.labels, probabilities.tolist(), strict=True))
+        sums = _sums(head)
+        named |= {name: min(float(weights @ probabilities), 1.0) for name, weights in sums.items()}
+        if head.kind == "ages":
+            age = _age(head, probabilities)
+        if head.name + MAP_SUFFIX in outputs:
+            planes = outputs[head.name + MAP_SUFFIX][row]
+            maps |= {name: np.tensordot(weights, planes, axes=1).tolist() for name, weights in sums.items()}
+    if named.get("attire.no_person", 0.0) >= 0.5:
+        age = None  # an age needs somebody who has it
+    low, expected, high = age if age is not None else (None, None, None)
+    return Scores(heads, named, expected, low, high, maps)
 
 
 def _age(head: Head, probabilities: npt.NDArray[np.float64]) -> tuple[float, float, float]:

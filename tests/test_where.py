@@ -1,0 +1,56 @@
+"""Where: maps sum to scores, boxes lie on what made a rule fire."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imgsafety import Policy, Scanner, SetupError
+from imgsafety.where import boxes
+
+
+def corner_picture() -> Image.Image:
+    picture = Image.new("RGB", (64, 64), "black")
+    picture.paste((255, 0, 0), (48, 0, 64, 16))
+    return picture
+
+
+def test_maps_sum_to_their_scores(scanner: Scanner) -> None:
+    result = scanner.check(corner_picture(), maps=True)
+    assert result.minimal_attire == pytest.approx(np.sum(result.maps["minimal_attire"]), abs=1e-5)
+    assert result.minor == pytest.approx(np.sum(result.maps["minor"]), abs=1e-5)
+
+
+def test_box_lies_on_the_red_corner(scanner: Scanner) -> None:
+    result = scanner.check(corner_picture(), maps=True)
+    assert result.boxes["minimal_attire"] == ((0.75, 0.0, 1.0, 0.25),)
+
+
+def test_boxes_belong_only_to_scores_that_fired(scanner: Scanner) -> None:
+    assert scanner.check(Image.new("RGB", (64, 64), "black"), maps=True).boxes == {}
+
+
+def test_places_apart_get_boxes_apart_strongest_first() -> None:
+    grid = [[0.5, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.4]]
+    assert boxes(grid) == ((0.0, 0.0, pytest.approx(1 / 3), pytest.approx(1 / 3)), (pytest.approx(2 / 3), pytest.approx(2 / 3), 1.0, 1.0))
+
+
+def test_without_asking_there_are_no_maps(scanner: Scanner) -> None:
+    result = scanner.check(corner_picture())
+    assert result.maps == {}
+    assert "maps" not in result.to_dict()
+
+
+def test_thorough_finds_what_a_turn_or_tile_shows(toy_path: Path, toy_policy: Policy) -> None:
+    # On a grid of 4 x 4 places the toy model needs half a place of red; a tile enlarges the patch enough.
+    picture = Image.new("RGB", (320, 320), "black")
+    picture.paste((255, 0, 0), (130, 130, 165, 165))
+    default, thorough = (Scanner(toy_path, toy_policy, thorough=more) for more in (False, True))
+    assert default.check(picture).verdict == "allow"
+    assert thorough.check(picture).verdict == "review"
+
+
+def test_thorough_refuses_maps(toy_path: Path, toy_policy: Policy) -> None:
+    with pytest.raises(SetupError, match="not thorough"):
+        Scanner(toy_path, toy_policy, thorough=True).check(corner_picture(), maps=True)
