@@ -43,9 +43,9 @@ def test_without_asking_there_are_no_maps(scanner: Scanner) -> None:
 
 
 def test_thorough_finds_what_a_turn_or_tile_shows(toy_path: Path, toy_policy: Policy) -> None:
-    # On a grid of 4 x 4 places the toy model needs half a place of red; a tile enlarges the patch enough.
+    # The toy model needs half a place of its 4 x 4 grid in red; a tile enlarges the patch enough.
     picture = Image.new("RGB", (320, 320), "black")
-    picture.paste((255, 0, 0), (130, 130, 165, 165))
+    picture.paste((255, 0, 0), (0, 0, 55, 55))
     default, thorough = (Scanner(toy_path, toy_policy, thorough=more) for more in (False, True))
     assert default.check(picture).verdict == "allow"
     assert thorough.check(picture).verdict == "review"
