@@ -7,12 +7,12 @@ decoded picture per worker. What a reader would get wrong: nothing about a singl
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from imgsafety.preprocess import looks, to_pixels
 from imgsafety.result import SEVERITY, Pixels, Result, Scores, Verdict, make_result
 from imgsafety.session import Session, score_names
 from imgsafety.where import boxes
+
+T = TypeVar("T")
 
 DEFAULT_BATCH_SIZE = 16
 BATCHES_IN_FLIGHT = 2  # per worker: one in work, one waiting, so that no worker idles
@@ -39,15 +41,23 @@ class _Prepared:
     frames: tuple[Pixels, ...] = ()
     still: bool = True
     error: str | None = None
+    skipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class _Scored:
-    """One item's frames with their scores, or why there are none."""
+class Scored:
+    """One item with the model's opinion of all that was looked at, or why there is none.
 
-    prepared: _Prepared
+    scores: one entry per frame of an animation, per ground under a transparent picture, per look of a thorough
+    scan. frames: the frame that each entry is of; none for a still picture. skipped: nobody wanted its scores.
+    """
+
+    path: str | None
+    sha256: str | None
+    frames: tuple[int | None, ...] = ()
     scores: tuple[Scores, ...] = ()
     error: str | None = None
+    skipped: bool = False
 
 
 class Scanner:
@@ -105,13 +115,28 @@ class Scanner:
 
     def scan(self, items: Iterable[Any]) -> Iterator[Result]:
         """Judge many items lazily; one result each, in their order. Mixed sizes and kinds batch."""
+        return self._in_order(items, self._judge)
+
+    def score(self, items: Iterable[Any], wanted: Callable[[str], bool] | None = None) -> Iterator[Scored]:
+        """Like `scan`, but stop before the policy and keep every score; see `judge`.
+
+        wanted: asked, from worker threads, with the SHA-256 of each item's bytes; an item it declines is not
+        decoded and comes out `skipped`.
+        """
+
+        def work(chunk: Sequence[Any], session: Session) -> list[Scored]:
+            return self._score([self._prepare(item, wanted) for item in chunk], session, maps=False)
+
+        return self._in_order(items, work)
+
+    def _in_order(self, items: Iterable[Any], work: Callable[[Sequence[Any], Session], list[T]]) -> Iterator[T]:
         session = self._batch_session
-        waiting: deque[Future[list[Result]]] = deque()
+        waiting: deque[Future[list[T]]] = deque()
         pool = ThreadPoolExecutor(self.workers, "imgsafety")
         try:
             iterator = iter(items)
             while chunk := list(islice(iterator, self.batch_size)):
-                waiting.append(pool.submit(self._judge, chunk, session))
+                waiting.append(pool.submit(work, chunk, session))
                 if len(waiting) > self.workers * BATCHES_IN_FLIGHT:
                     yield from waiting.popleft().result()
             while waiting:
@@ -135,11 +160,13 @@ class Scanner:
     def _judge(self, items: Sequence[Any], session: Session) -> list[Result]:
         return [self._decide(scored) for scored in self._score([self._prepare(item) for item in items], session, maps=False)]
 
-    def _prepare(self, item: Any) -> _Prepared:
+    def _prepare(self, item: Any, wanted: Callable[[str], bool] | None = None) -> _Prepared:
         path, sha256 = source.name_of(item), None
         try:
             loaded = source.load(item)
             path, sha256 = loaded.path, loaded.sha256
+            if wanted is not None and sha256 is not None and not wanted(sha256):
+                return _Prepared(path, sha256, skipped=True)
             views = self._views(loaded.content)
             frames = tuple(
                 Pixels(to_pixels(look, self.session.spec.size), view.frame or 0)
@@ -157,37 +184,49 @@ class Scanner:
             return from_array(content, self.limits)
         return from_pil(content, self.limits)
 
-    def _score(self, prepared: Sequence[_Prepared], session: Session, maps: bool) -> list[_Scored]:
+    def _score(self, prepared: Sequence[_Prepared], session: Session, maps: bool) -> list[Scored]:
         """Run all frames of all items together; if that fails, item by item, so that one cannot spoil others."""
         frames = [frame for one in prepared for frame in one.frames]
         try:
             scores = iter(self._run(frames, session, maps))
         except ModelError as problem:
             if len(prepared) == 1:
-                return [_Scored(prepared[0], error=prepared[0].error or str(problem))]
+                return [_scored(prepared[0], (), prepared[0].error or str(problem))]
             return [scored for one in prepared for scored in self._score([one], session, maps)]
-        return [_Scored(one, tuple(islice(scores, len(one.frames))), one.error) for one in prepared]
+        return [_scored(one, tuple(islice(scores, len(one.frames))), one.error) for one in prepared]
 
     def _run(self, frames: Sequence[Pixels], session: Session, maps: bool) -> list[Scores]:
         starts = range(0, len(frames), self.batch_size)
         batches = [np.stack([frame.rgb for frame in frames[start : start + self.batch_size]]) for start in starts]
         return [scores for batch in batches for scores in session.run(batch, maps)]
 
-    def _decide(self, scored: _Scored, before: Sequence[Scores] = ()) -> Result:
-        """The worst frame decides; against an edit's picture that came in, its worst pairing."""
-        one = scored.prepared
-        if scored.error or not scored.scores:
-            verdict = Verdict("undecided", error=scored.error or "no frame could be judged")
-            return make_result(one.path, one.sha256, None, None, verdict)
-        judged = [
-            (apply_policy(self.policy, scores, other), scores, frame.frame)
-            for frame, scores in zip(one.frames, scored.scores, strict=True)
-            for other in (before or (None,))
-        ]
-        verdict, scores, frame = max(judged, key=lambda entry: _gravity(entry[0], entry[1]))
-        fired = {name for reason in verdict.reasons for name in reason.scores if name in scores.maps}
-        where = {name: boxes(scores.maps[name]) for name in sorted(fired)}
-        return make_result(one.path, one.sha256, None if one.still else frame, scores, verdict, where)
+    def _decide(self, scored: Scored, before: Sequence[Scores] = ()) -> Result:
+        return judge(self.policy, scored, before)[0]
+
+
+def judge(policy: Policy, scored: Scored, before: Sequence[Scores] = ()) -> tuple[Result, int | None]:
+    """Apply a policy to one item's scores; return its result and which of its scores decided.
+
+    The worst decides; against the scores of an edit's picture that came in (`before`), the worst pairing.
+    """
+    if scored.error or not scored.scores:
+        verdict = Verdict("undecided", error=scored.error or "no frame could be judged")
+        return make_result(scored.path, scored.sha256, None, None, verdict), None
+    judged = [
+        (apply_policy(policy, scores, other), index)
+        for index, scores in enumerate(scored.scores)
+        for other in (before or (None,))
+    ]
+    verdict, index = max(judged, key=lambda entry: _gravity(entry[0], scored.scores[entry[1]]))
+    scores = scored.scores[index]
+    fired = {name for reason in verdict.reasons for name in reason.scores if name in scores.maps}
+    where = {name: boxes(scores.maps[name]) for name in sorted(fired)}
+    return make_result(scored.path, scored.sha256, scored.frames[index], scores, verdict, where), index
+
+
+def _scored(one: _Prepared, scores: tuple[Scores, ...], error: str | None) -> Scored:
+    frames = tuple(None if one.still else frame.frame for frame in one.frames[: len(scores)])
+    return Scored(one.path, one.sha256, frames, scores, error, one.skipped)
 
 
 def _gravity(verdict: Verdict, scores: Scores) -> tuple[int, int, float]:

@@ -79,7 +79,7 @@ class Session:
         outputs = dict(zip(names, answers, strict=True))
         for head in self.spec.heads:
             _check_distribution(head, outputs[head.name], len(pixels))
-        return [_read_out(self.spec, outputs, row) for row in range(len(pixels))]
+        return [read_out(self.spec, outputs, row) for row in range(len(pixels))]
 
 
 def _read_model(path: Path) -> bytes:
@@ -176,7 +176,11 @@ def _sums(head: Head) -> dict[str, npt.NDArray[np.float64]]:
     return sums | {alias: sums[name] for name, alias in ALIASES.items() if name in sums}
 
 
-def _read_out(spec: ModelSpec, outputs: Mapping[str, npt.NDArray[np.float32]], row: int) -> Scores:
+def read_out(spec: ModelSpec, outputs: Mapping[str, npt.NDArray[np.float32]], row: int) -> Scores:
+    """Make `Scores` of one row of the heads' probabilities: the only definition of what a score means.
+
+    outputs: for every head `float32 (batch, labels)`, and for maps `NAME_map (batch, labels, rows, columns)`.
+    """
     heads: dict[str, dict[str, float]] = {}
     named: dict[str, float] = {}
     maps: dict[str, list[list[float]]] = {}
