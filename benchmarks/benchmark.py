@@ -1,0 +1,219 @@
+"""How fast is imgsafety on this machine, on these files? `python benchmarks/benchmark.py FOLDER`
+
+Throughput from files on disk to verdicts (by batch size and workers), share of each stage, latency of one picture,
+cold start and peak memory; with `--peers` NudeNet on the same files, in turns with ours. `--side 1024` first makes
+square JPEGs of that side from the folder's pictures, in a temporary folder. Needs `pip install '.[bench]'`.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from imgsafety import Scanner, find_images
+from imgsafety.decode import Limits, decode
+from imgsafety.preprocess import to_pixels
+from imgsafety.session import Session
+
+FIRST_VERDICT = "from imgsafety import Scanner; import sys; print(Scanner().check(sys.argv[1]).verdict)"
+PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+SCAN_ALL = "import sys; from imgsafety import Scanner; [None for _ in Scanner().scan(sys.argv[1:])]; "
+Rows = list[tuple[str, ...]]
+
+
+@click.command(help=__doc__)
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--side", type=int, help="Make square pictures of this side from the folder's first.")
+@click.option("--ending", type=click.Choice(["jpg", "png"]), default="jpg", show_default=True, help="Format of the pictures that --side makes.")
+@click.option("--count", default=200, show_default=True, help="Pictures to use.")
+@click.option("--rounds", default=5, show_default=True, help="Repetitions; the median is shown, with the range.")
+@click.option("--model", type=click.Path(), help="Model file; default: the shipped one.")
+@click.option("--provider", default="cpu", show_default=True)
+@click.option("--peers", is_flag=True, help="Also time NudeNet, if it is installed.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures as JSON.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Also draw throughput by batch size and workers (SVG or PNG).")
+def main(
+    folder: Path, side: int | None, ending: str, count: int, rounds: int, model: str | None, provider: str, peers: bool,
+    json_path: Path | None, plot: Path | None,
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        files = [file for file, _ in zip(find_images([folder]), range(count), strict=False)]
+        if side:
+            files = make_pictures(files, Path(scratch), side, ending)
+        figures: dict[str, Any] = {"machine": machine(), "date": date.today().isoformat(), "pictures": len(files), "side": side, "ending": ending}
+        figures["throughput"] = throughput(files, rounds, model, provider)
+        figures["stages"] = stages(files, rounds, model, provider)
+        figures["latency"] = latency(files, model, provider)
+        figures["cold start"] = cold_start(files, rounds)
+        if peers:
+            figures["peers"] = beside_nudenet(files, rounds, model, provider)
+    show(figures)
+    if json_path:
+        json_path.write_text(json.dumps(figures, indent=1) + "\n")
+    if plot:
+        draw(figures["throughput"], plot)
+
+
+def make_pictures(files: list[Path], folder: Path, side: int, ending: str) -> list[Path]:
+    """Write square copies at `side` pixels, with a little grain so that they compress like photographs."""
+    grain = np.random.default_rng(0)
+    made = []
+    for number, file in enumerate(files):
+        with Image.open(file) as image:
+            square = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+        values = np.asarray(square, dtype=np.int16) + grain.integers(-3, 4, (side, side, 1))
+        made.append(folder / f"{number:05}.{ending}")
+        Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).save(made[-1], quality=90)
+    return made
+
+
+def throughput(files: list[Path], rounds: int, model: str | None, provider: str) -> list[dict[str, Any]]:
+    """Pictures per second from files to verdicts."""
+    cores = len(os.sched_getaffinity(0))
+    settings = [(workers, batch) for workers in sorted({1, cores}) for batch in (1, 4, 16, 32)]
+    found = []
+    for workers, batch in settings:
+        scanner = Scanner(model, provider=provider, workers=workers, batch_size=batch)
+        seconds = timed(lambda scanner=scanner: sum(1 for _ in scanner.scan(files)), rounds)  # type: ignore[misc]
+        found.append({"workers": workers, "batch_size": batch, "per_second": [len(files) / value for value in seconds]})
+    return found
+
+
+def stages(files: list[Path], rounds: int, model: str | None, provider: str) -> dict[str, list[float]]:
+    """Milliseconds per picture of each stage, on one core."""
+    session = Session(model, provider, threads=1)
+    size, limits = session.spec.size, Limits()
+    data = [file.read_bytes() for file in files]
+    images = [decode(content, limits, size)[0].image for content in data]
+    pixels = np.stack([to_pixels(image, size) for image in images])
+    steps: dict[str, Callable[[], object]] = {
+        "read": lambda: [file.read_bytes() for file in files],
+        "decode": lambda: [decode(content, limits, size) for content in data],
+        "resize": lambda: [to_pixels(image, size) for image in images],
+        "model": lambda: [session.run(pixels[start : start + 16]) for start in range(0, len(pixels), 16)],
+    }
+    return {name: [1000 * value / len(files) for value in timed(step, rounds)] for name, step in steps.items()}
+
+
+def latency(files: list[Path], model: str | None, provider: str) -> dict[str, list[float]]:
+    """Milliseconds of single calls, all cores: from a path, from a PIL image in memory, and the model alone."""
+    scanner = Scanner(model, provider=provider)
+    images = [Image.open(file).convert("RGB") for file in files]
+    pixels = [to_pixels(image, scanner.session.spec.size)[np.newaxis] for image in images]
+    scanner.check(files[0])
+    return {
+        "path": [1000 * once(lambda file=file: scanner.check(file)) for file in files],  # type: ignore[misc]
+        "PIL image": [1000 * once(lambda image=image: scanner.check(image)) for image in images],  # type: ignore[misc]
+        "model alone": [1000 * once(lambda rgb=rgb: scanner.session.run(rgb)) for rgb in pixels],  # type: ignore[misc]
+    }
+
+
+def cold_start(files: list[Path], rounds: int) -> dict[str, list[float]]:
+    """Seconds of a fresh process to its first verdict, seconds of the import, MiB at the peak of a scan."""
+    python = [sys.executable, "-c"]
+    importing = "import time; start = time.perf_counter(); import imgsafety; print(time.perf_counter() - start)"
+    return {
+        "first verdict, s": timed(lambda: subprocess.run([*python, FIRST_VERDICT, str(files[0])], check=True, capture_output=True), rounds),
+        "import imgsafety, s": [float(output([*python, importing])) for _ in range(rounds)],
+        "peak memory of a scan, MiB": [float(output([*python, SCAN_ALL + PEAK, *map(str, files)]))],
+    }
+
+
+def beside_nudenet(files: list[Path], rounds: int, model: str | None, provider: str) -> dict[str, Any]:
+    """Milliseconds per picture of both on the same files, in turns, and their ratio."""
+    try:
+        from nudenet import NudeDetector
+    except ImportError:
+        return {"missing": "pip install nudenet"}
+    detector, scanner = NudeDetector(), Scanner(model, provider=provider)
+    paths = [str(file) for file in files]
+    ours, theirs = [], []
+    for _ in range(rounds):
+        ours.append(1000 * once(lambda: sum(1 for _ in scanner.scan(paths))) / len(paths))
+        theirs.append(1000 * once(lambda: detector.detect_batch(paths, batch_size=16)) / len(paths))
+    ratios = [their / our for their, our in zip(theirs, ours, strict=True)]
+    return {"imgsafety scan, ms": ours, "NudeNet detect_batch, ms": theirs, "ratio": ratios, "NudeNet version": metadata.version("nudenet")}
+
+
+def timed(work: Callable[[], object], rounds: int) -> list[float]:
+    """Seconds of each round, after one that is not counted."""
+    work()
+    return [once(work) for _ in range(rounds)]
+
+
+def once(work: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def output(command: list[str]) -> str:
+    """What a command prints."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def machine() -> dict[str, str]:
+    """Processor, cores and versions."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    versions = {name: metadata.version(name) for name in ("imgsafety", "onnxruntime", "pillow", "numpy")}
+    extra = {"cores": str(len(os.sched_getaffinity(0))), "VNNI": "yes" if "vnni" in flags else "no", "python": platform.python_version()}
+    return {"processor": names[0] if names else platform.processor(), **extra, **versions}
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print every figure as a table: median, least and greatest."""
+    table = Table("figure", "median", "least", "greatest", title=", ".join(f"{k} {v}" for k, v in figures["machine"].items()))
+    for row in figures["throughput"]:
+        table.add_row(f"pictures/s, {row['workers']} workers, batches of {row['batch_size']}", *spread(row["per_second"]))
+    for name, values in figures["stages"].items():
+        table.add_row(f"{name}, ms per picture on one core", *spread(values))
+    for name, values in figures["latency"].items():
+        p50, p95, p99 = np.percentile(values, [50, 95, 99])
+        table.add_row(f"latency from {name}, ms (p50, p95, p99)", f"{p50:.2f}", f"{p95:.2f}", f"{p99:.2f}")
+    for name, values in [*figures["cold start"].items(), *figures.get("peers", {}).items()]:
+        table.add_row(name, *(spread(values) if isinstance(values, list) else (str(values), "", "")))
+    Console(width=140).print(table)
+
+
+def spread(values: list[float]) -> tuple[str, str, str]:
+    """Median, least, greatest."""
+    return f"{statistics.median(values):.2f}", f"{min(values):.2f}", f"{max(values):.2f}"
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Plot throughput by batch size, a line per number of workers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    for workers in sorted({row["workers"] for row in rows}):
+        chosen = [row for row in rows if row["workers"] == workers]
+        axes.plot([row["batch_size"] for row in chosen], [statistics.median(row["per_second"]) for row in chosen], marker="o", label=f"{workers} workers")
+    axes.set(xlabel="batch size", ylabel="pictures per second", ylim=(0, None))
+    axes.legend()
+    figure.savefig(path, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main()
