@@ -85,6 +85,16 @@ def _scanner_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_details_format = click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["text", "jsonl"]),
+    default="text",
+    show_default=True,
+    help="text is for people, jsonl for programs.",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
@@ -140,7 +150,7 @@ def scan(paths: tuple[str, ...], format_: str, output: str | None, **settings: A
 @click.argument("files", nargs=-1, required=True, type=click.Path())
 @_scanner_options
 @click.option("--map", "maps", is_flag=True, help="Also say where: the share of each label per place of a coarse grid.")
-@click.option("--format", "format_", type=click.Choice(["text", "jsonl"]), default="text", show_default=True)
+@_details_format
 def check(files: tuple[str, ...], maps: bool, format_: str, **settings: Any) -> int:
     """Judge a few FILES and show everything that is known of each."""
     scanner = Scanner(**settings)
@@ -152,7 +162,7 @@ def check(files: tuple[str, ...], maps: bool, format_: str, **settings: Any) -> 
 @click.argument("before", type=click.Path())
 @click.argument("after", type=click.Path())
 @_scanner_options
-@click.option("--format", "format_", type=click.Choice(["text", "jsonl"]), default="text", show_default=True)
+@_details_format
 def check_edit(before: str, after: str, format_: str, **settings: Any) -> int:
     """Judge AFTER, an edit of BEFORE: was somebody undressed?"""
     return _show([Scanner(**settings).check_edit(before, after)], format_)
