@@ -17,8 +17,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from imgsafety.errors import ImageError
 
-# Decoders we let untrusted bytes reach. MPO is what many phones write into .jpg files.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+# Decoders we let untrusted bytes reach. JPEG's also opens MPO, which many phones write into .jpg files; Pillow
+# raises KeyError for the name MPO itself.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 # An animation may hold this many times the pixels of the largest still picture, over all its frames.
 ANIMATION_FACTOR = 16
 # JPEG is decoded at reduced size only down to this many times the model's side; closer shifts pixels.

@@ -14,7 +14,7 @@ LAYERS = (
     {"errors", "result"},
     {"spec"},
     {"source", "decode", "preprocess", "session", "policy", "sink", "where", "store", "prevalence", "report"},
-    {"selftest"},
+    {"tensor", "batching", "selftest"},
     {"scan"},
     {"cli", "integrations"},
     {"__init__", "__main__"},
