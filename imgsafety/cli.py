@@ -1,4 +1,4 @@
-"""The command `imgsafety`: `scan` folders, `check` a few files, `check-edit` a pair, `info`.
+"""The command `imgsafety`: `scan` folders, `check` a few files, `check-edit` a pair, `info`, `selftest`.
 
 Exit status: 0 nothing flagged, 1 something flagged or undecided, 2 the command could not do its work.
 """
@@ -6,6 +6,7 @@ Exit status: 0 nothing flagged, 1 something flagged or undecided, 2 the command 
 import os
 import sys
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from imgsafety.errors import ImgSafetyError, SetupError
 from imgsafety.policy import shipped_policies
 from imgsafety.result import Result
 from imgsafety.scan import DEFAULT_BATCH_SIZE, Scanner
+from imgsafety.selftest import run_selftest
 from imgsafety.session import PROVIDERS
 
 NOTHING_FLAGGED, FLAGGED, FAILED, INTERRUPTED = 0, 1, 2, 130
@@ -194,6 +196,17 @@ def info(**settings: Any) -> int:
     return NOTHING_FLAGGED
 
 
+@cli.command()
+@_scanner_options
+def selftest(**settings: Any) -> int:
+    """Show with drawn frames that model, runtime and policy work together; needs no real picture."""
+    scanner = Scanner(**settings)
+    report = run_selftest(scanner.session, scanner.policy, scanner.check, scanner.check_edit)
+    for step in report.steps:
+        click.echo(f"{'ok' if step.passed else 'FAILED':<6}  {step.name:<13} {step.detail}")
+    return NOTHING_FLAGGED if report.passed else FAILED
+
+
 def _show(results: list[Result], format_: str) -> int:
     for result in results:
         lines = sink.describe(result) if format_ == "text" else [sink.to_jsonl(result).rstrip("\n")]
@@ -249,4 +262,6 @@ def _count(paths: Iterable[str], progress: Any, task: Any) -> None:
 
 def run() -> None:
     """Entry point of the installed command."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # Pillow's remarks on damaged files; each file has its own line here
     sys.exit(main())

@@ -17,19 +17,23 @@ from typing import Any, TypeVar
 import numpy as np
 
 from imgsafety import source
+from imgsafety.batching import MicroBatcher
 from imgsafety.decode import FRAMES, MAX_PIXELS, Limits, View, decode, from_array, from_pil
 from imgsafety.errors import ImageError, ModelError, SetupError
 from imgsafety.policy import Policy, check_fit, load_policy
 from imgsafety.policy import decide as apply_policy
 from imgsafety.preprocess import looks, to_pixels
 from imgsafety.result import SEVERITY, Pixels, Result, Scores, Verdict, make_result
+from imgsafety.selftest import SelfTest, run_selftest
 from imgsafety.session import Session, score_names
+from imgsafety.tensor import split_tensor
 from imgsafety.where import boxes
 
 T = TypeVar("T")
 
 DEFAULT_BATCH_SIZE = 16
 BATCHES_IN_FLIGHT = 2  # per worker: one in work, one waiting, so that no worker idles
+MAX_WAIT = 0.005  # seconds that one of many concurrent callers waits for company
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,8 @@ class Scanner:
     TOML file, or a `Policy`; none is `default`. provider: `cpu`, `cuda` or `tensorrt`. batch_size: pictures
     per call of the model in `scan`. workers: threads in `scan`, by default one per core. frames: how many frames
     of an animation are judged. max_pixels: larger pictures are `undecided` without being decoded. thorough: also
-    judge tiles and turns of each picture, at eight times the model's price; the worst look decides.
+    judge tiles and turns of each picture, at eight times the model's price; the worst look decides. max_wait:
+    seconds that `submit` and `acheck` may hold a picture back to judge it together with others'.
 
     Raises `ModelError`, `PolicyError` or `SetupError` when the set-up cannot work.
     """
@@ -83,10 +88,13 @@ class Scanner:
         frames: int = FRAMES,
         max_pixels: int = MAX_PIXELS,
         thorough: bool = False,
+        max_wait: float = MAX_WAIT,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("workers", workers), ("frames", frames), ("max_pixels", max_pixels)):
             if value is not None and value < 1:
                 raise SetupError(f"{name} is {value}; it must be 1 or more")
+        if not max_wait >= 0:
+            raise SetupError(f"max_wait is {max_wait}; it must be 0 seconds or more")
         self.batch_size = batch_size
         self.workers = workers or _cores()
         self.limits = Limits(max_pixels, frames)
@@ -95,6 +103,7 @@ class Scanner:
         # For one picture all cores work on one call; for many, each worker's calls stay on its core.
         self.session = Session(model, provider, threads=self.workers)
         check_fit(self.policy, self.session.spec.identity, score_names(self.session.spec))
+        self._batcher = MicroBatcher(self._judge_together, self.workers, batch_size, max_wait)
 
     @cached_property
     def _batch_session(self) -> Session:
@@ -112,6 +121,45 @@ class Scanner:
         if maps and self.thorough:
             raise SetupError("maps describe the whole picture; ask a scanner that is not thorough for them")
         return self._decide(self._score([self._prepare(item)], self.session, maps)[0])
+
+    def check_many(self, items: Iterable[Any]) -> list[Result]:
+        """Judge the pictures of one batch; one result each, in their order. For many, `scan` is lazy and faster."""
+        return self._judge(list(items), self.session)
+
+    def check_tensor(self, tensor: Any, value_range: tuple[float, float] = (0.0, 1.0)) -> list[Result]:
+        """Judge each picture of a torch tensor `(batch, channels, height, width)` of any float type, on any device.
+
+        value_range: what black and white are, `(0, 1)` or `(-1, 1)`; a picture with other values, or NaN, is
+        `undecided`. The scores are those of the PNG that the picture would be saved as. Raises `SetupError` when
+        it is no such tensor.
+        """
+        pictures = split_tensor(tensor, value_range)
+        prepared = [_Prepared(None, error=str(one)) if isinstance(one, ImageError) else self._prepare(one) for one in pictures]
+        return [self._decide(scored) for scored in self._score(prepared, self.session, maps=False)]
+
+    def submit(self, item: Any) -> Future[Result]:
+        """Queue one item and return its future; what other threads submit within `max_wait` is judged with it."""
+        return self._batcher.submit(item)
+
+    async def acheck(self, item: Any) -> Result:
+        """Like `check`, for asyncio: never blocks the loop, and concurrent calls are judged together."""
+        import asyncio  # whoever awaits has it; everybody else need not wait for it
+
+        return await asyncio.wrap_future(self.submit(item))
+
+    def close(self) -> None:
+        """Finish what was submitted and end the threads. Only `submit` and `acheck` need threads; calling it is optional."""
+        self._batcher.close()
+
+    def selftest(self) -> SelfTest:
+        """Show with drawn frames that model, runtime and policy work together.
+
+        Raises `SetupError` that names each step that failed: call it at start-up, before anything is let through.
+        """
+        report = run_selftest(self.session, self.policy, self.check, self.check_edit)
+        if not report.passed:
+            raise SetupError("self-test failed: " + "; ".join(f"{step.name}: {step.detail}" for step in report.failures))
+        return report
 
     def scan(self, items: Iterable[Any]) -> Iterator[Result]:
         """Judge many items lazily; one result each, in their order. Mixed sizes and kinds batch."""
@@ -149,13 +197,26 @@ class Scanner:
 
         The result describes `after`. When `before` cannot be judged, the verdict is never `allow`.
         """
-        first, second = self._score([self._prepare(before), self._prepare(after)], self.session, maps=False)
+        return self.check_edits([(before, after)])[0]
+
+    def check_edits(self, pairs: Iterable[tuple[Any, Any]]) -> list[Result]:
+        """Judge pairs of (before, after) together, like `check_edit`; an object in several pairs is looked at once."""
+        pairs = list(pairs)
+        items = {id(item): item for pair in pairs for item in pair}
+        scored = self._score([self._prepare(item) for item in items.values()], self.session, maps=False)
+        found = dict(zip(items, scored, strict=True))
+        return [self._decide_edit(found[id(before)], found[id(after)]) for before, after in pairs]
+
+    def _decide_edit(self, first: Scored, second: Scored) -> Result:
         result = self._decide(second, first.scores)
         if not first.error:
             return result
         error = f"the picture that came in: {first.error}"
         grave = SEVERITY[result.verdict] >= SEVERITY["undecided"]
         return replace(result, error=error, verdict=result.verdict if grave else "undecided")
+
+    def _judge_together(self, items: Sequence[Any]) -> list[Result]:
+        return self._judge(items, self.session if len(items) == 1 else self._batch_session)
 
     def _judge(self, items: Sequence[Any], session: Session) -> list[Result]:
         return [self._decide(scored) for scored in self._score([self._prepare(item) for item in items], session, maps=False)]

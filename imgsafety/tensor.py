@@ -1,0 +1,46 @@
+"""A float tensor of several pictures to one uint8 array each, on the device where the tensor is.
+
+In: what a generator has before it saves anything: `(batch, channels, height, width)`, torch, any float type, CPU or
+CUDA. Out: `(height, width, channels)` uint8 arrays, rounded as a PNG of the picture would be; only these bytes leave
+the device. What a reader would get wrong: the range is said by the caller, never guessed. A dark picture
+in [-1, 1] and a bright one in [0, 1] can hold the same numbers.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imgsafety.decode import FLOAT_SLACK
+from imgsafety.errors import ImageError, SetupError
+
+RANGES = ((0.0, 1.0), (-1.0, 1.0))
+
+
+def split_tensor(tensor: Any, value_range: tuple[float, float]) -> list[npt.NDArray[np.uint8] | ImageError]:
+    """Return each picture's pixels, or the `ImageError` that says why it has none (NaN, outside the range).
+
+    Raises `SetupError` when the tensor or the range cannot be right for any picture.
+    """
+    if value_range not in RANGES:
+        raise SetupError(f"value_range is {value_range!r}; it must be (0, 1) or (-1, 1)")
+    if not hasattr(tensor, "is_floating_point") or not tensor.is_floating_point():
+        kind = getattr(tensor, "dtype", type(tensor).__name__)
+        raise SetupError(f"{kind} is not a float tensor of torch; `check` takes other kinds")
+    if tensor.ndim != 4 or 0 in tensor.shape or tensor.shape[1] not in (1, 3, 4):
+        raise SetupError(f"tensor of shape {tuple(tensor.shape)} is not (batch, 1, 3 or 4 channels, height, width)")
+    low, high = value_range
+    unit = (tensor.detach().float() - low) / (high - low)
+    least, most = (edge.cpu().numpy() for edge in (unit.flatten(1).amin(1), unit.flatten(1).amax(1)))
+    pixels: npt.NDArray[np.uint8] = (unit.nan_to_num(0).clamp(0, 1) * 255).round().byte().movedim(1, -1).cpu().numpy()
+    return [
+        # Written so that NaN fails it.
+        picture if lowest >= -FLOAT_SLACK and highest <= 1 + FLOAT_SLACK else _outside(lowest, highest, value_range)
+        for picture, lowest, highest in zip(pixels, least, most, strict=True)
+    ]
+
+
+def _outside(lowest: float, highest: float, value_range: tuple[float, float]) -> ImageError:
+    low, high = value_range
+    found = f"{lowest * (high - low) + low:g} to {highest * (high - low) + low:g}"
+    return ImageError(f"tensor spans {found}, not [{low:g}, {high:g}]; clamp what a decoder overshoots, or name the other range")
