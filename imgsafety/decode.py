@@ -119,6 +119,7 @@ def _views(image: Image.Image, limits: Limits, size: int = 0) -> Iterator[View]:
         raise ImageError(f"{count} frames of {image.width}x{image.height} are over the limit for an animation")
     for index in sorted({round(at) for at in np.linspace(0, count - 1, max(limits.frames, 2))}):
         image.seek(index)
+        _check_size(image.size, limits)  # pages of a TIFF differ in size
         for rgb in _flatten(ImageOps.exif_transpose(image)):
             yield View(rgb, index)
 
@@ -155,4 +156,6 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
 def _explain(problem: Exception) -> str:
     if isinstance(problem, UnidentifiedImageError):
         return f"not an image of a kind we read ({', '.join(FORMATS)})"
+    if isinstance(problem, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"over the limit that PIL.Image.MAX_IMAGE_PIXELS sets: {problem}"
     return f"cannot be decoded: {type(problem).__name__}: {problem}"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import features
+from PIL import Image, features
 
 from imgsafety.decode import Limits, decode, from_pil
 
@@ -37,7 +37,5 @@ def test_picture_decodes_to_what_was_drawn(path):
 
 @pytest.mark.parametrize("path", [path for path in PICTURES if path.suffix not in LOSSY], ids=lambda path: path.name)
 def test_an_opened_picture_gives_the_same_views_as_its_bytes(path):
-    from PIL import Image
-
     with Image.open(path) as image:
         assert difference(path, from_pil(image, Limits())).max() <= 1

@@ -1,0 +1,204 @@
+"""Bytes, pictures and arrays to views: what is bounded, what is refused, what is left alone."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from imgsafety import ImageError
+from imgsafety.decode import Limits, decode, from_array, from_pil
+
+SIDE = 32
+
+
+def encoded(image, format_, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+def noise(size=(64, 48), seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8))
+
+
+def animation(count, format_="GIF", size=(16, 16)):
+    frames = [Image.new("RGB", size, (20 * index % 256, index, 255 - index)) for index in range(count)]
+    return encoded(frames[0], format_, save_all=True, append_images=frames[1:], duration=50)
+
+
+def png_header(width, height):
+    """A PNG that promises a size and holds no pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in (header, b"IDAT")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("size", [(9_000, 9_000), (11_000, 11_000), (100_000, 100_000)])
+def test_huge_dimensions_are_refused_by_the_header(size):
+    with pytest.raises(ImageError, match=r"over the limit"):
+        decode(png_header(*size), Limits(), SIDE)
+
+
+def test_the_pixel_limit_is_a_setting():
+    data = encoded(noise((20, 10)), "PNG")
+    assert len(decode(data, Limits(max_pixels=200), SIDE)) == 1
+    with pytest.raises(ImageError, match="20x10 pixels are over the limit of 199"):
+        decode(data, Limits(max_pixels=199), SIDE)
+
+
+def test_later_pages_are_held_to_the_limit_too():
+    data = encoded(Image.new("RGB", (4, 4)), "TIFF", save_all=True, append_images=[Image.new("RGB", (64, 64))])
+    with pytest.raises(ImageError, match="64x64 pixels are over the limit of 100"):
+        decode(data, Limits(max_pixels=100), SIDE)
+
+
+def test_an_animation_is_limited_over_all_its_frames():
+    with pytest.raises(ImageError, match="17 frames of 16x16 are over the limit"):
+        decode(animation(17), Limits(max_pixels=256), SIDE)
+    assert len(decode(animation(16), Limits(max_pixels=256), SIDE)) == 8
+
+
+def test_no_bytes_are_refused():
+    with pytest.raises(ImageError, match="the file is empty"):
+        decode(b"", Limits(), SIDE)
+
+
+def test_other_files_are_refused():
+    with pytest.raises(ImageError, match="not an image of a kind we read"):
+        decode(b"%PDF-1.7 not a picture", Limits(), SIDE)
+
+
+@pytest.mark.parametrize("data", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\x0a\x05\x01\x08" + bytes(200)])
+def test_decoders_that_nobody_needs_are_not_reached(data):
+    with pytest.raises(ImageError, match="not an image of a kind we read"):
+        decode(data, Limits(), SIDE)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about the same damage
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "PPM"])
+def test_a_truncated_picture_is_refused(format_):
+    data = encoded(noise(), format_)
+    with pytest.raises(ImageError):
+        decode(data[: len(data) // 2], Limits(), SIDE)
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200), st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"]), st.integers(0, 400))
+def test_damage_is_never_any_other_error(damage, format_, at):
+    data = encoded(noise((16, 16)), format_)
+    try:
+        views = decode(data[:at] + damage + data[at + len(damage) :], Limits(max_pixels=10_000), SIDE)
+    except ImageError:
+        return
+    assert views and all(view.image.mode == "RGB" for view in views)
+
+
+@pytest.mark.parametrize("format_", ["GIF", "WEBP", "PNG"])
+def test_frames_are_spread_from_the_first_to_the_last(format_):
+    views = decode(animation(10, format_), Limits(frames=4), SIDE)
+    assert [view.frame for view in views] == [0, 3, 6, 9]
+    assert views[-1].image.getpixel((8, 8))[0] == pytest.approx(180, abs=8)
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 9, 50])
+def test_the_last_frame_is_always_looked_at(count):
+    frames = [view.frame for view in decode(animation(count), Limits(), SIDE)]
+    assert frames[0] == 0 and frames[-1] == count - 1 and len(frames) == min(count, 8)
+
+
+def test_one_frame_has_no_index():
+    assert decode(animation(1), Limits(), SIDE)[0].frame is None
+
+
+def test_large_photographs_are_decoded_no_smaller_than_the_model_needs():
+    data = encoded(noise((1024, 512)), "JPEG")
+    (view,) = decode(data, Limits(), SIDE)
+    assert SIDE * 2 <= min(view.image.size) < 512
+
+
+def test_orientation_holds_for_reduced_photographs():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (view,) = decode(encoded(noise((1024, 512)), "JPEG", exif=exif), Limits(), SIDE)
+    assert view.image.height == 2 * view.image.width
+
+
+def test_a_callers_picture_is_left_as_it_was():
+    with Image.open(io.BytesIO(animation(5))) as image:
+        image.seek(2)
+        from_pil(image, Limits())
+        assert image.tell() == 2
+    still = Image.new("P", (4, 4))
+    from_pil(still, Limits())
+    assert still.mode == "P"
+
+
+def test_a_closed_picture_is_an_image_error():
+    image = Image.open(io.BytesIO(encoded(noise(), "PNG")))
+    image.close()
+    with pytest.raises(ImageError):
+        from_pil(image, Limits())
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "LA", "PA", "RGBa", "RGBX"])
+def test_every_mode_becomes_rgb(mode):
+    views = from_pil(Image.new(mode, (4, 3)), Limits())
+    assert all(view.image.mode == "RGB" and view.image.size == (4, 3) for view in views)
+
+
+def test_grey_values_without_a_range_are_refused():
+    with pytest.raises(ImageError, match="not 16-bit"):
+        from_pil(Image.new("F", (4, 3), float("nan")), Limits())
+
+
+def test_float_and_byte_arrays_give_the_same_views():
+    bytes_ = np.asarray(noise())
+    (first,), (second,) = from_array(bytes_, Limits()), from_array(bytes_ / 255, Limits())
+    assert np.array_equal(np.asarray(first.image), np.asarray(second.image))
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3), (4, 5, 4)])
+def test_one_array_gives_a_still_view(shape):
+    (view,) = from_array(np.full(shape, 255, np.uint8), Limits())
+    assert view.image.size == (5, 4) and view.image.mode == "RGB" and view.frame is None
+
+
+def test_a_batch_of_arrays_numbers_its_pictures():
+    assert [view.frame for view in from_array(np.zeros((3, 4, 5, 3), np.uint8), Limits())] == [0, 1, 2]
+
+
+def test_a_clear_array_is_seen_over_white_and_over_black():
+    views = from_array(np.zeros((4, 5, 4), np.uint8), Limits())
+    assert [view.image.getpixel((0, 0)) for view in views] == [(255, 255, 255), (0, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((3, 4, 5), np.uint8),  # channels first
+        np.zeros((4, 0, 3), np.uint8),
+        np.zeros(5),
+        np.zeros((4, 5, 3), np.int32),
+        np.zeros((4, 5, 3), bool),
+        np.full((4, 5, 3), 1.5),
+        np.full((4, 5, 3), -0.5),
+        np.full((4, 5, 3), np.nan),
+        np.full((4, 5, 3), np.inf, np.float16),
+        np.array([[["a", "b", "c"]]]),
+    ],
+    ids=lambda array: f"{array.shape} {array.dtype}",
+)
+def test_arrays_of_another_shape_type_or_range_are_refused(array):
+    with pytest.raises(ImageError):
+        from_array(array, Limits())
+
+
+def test_an_array_over_the_limit_is_refused():
+    with pytest.raises(ImageError, match="over the limit"):
+        from_array(np.zeros((10, 11, 3), np.uint8), Limits(max_pixels=100))

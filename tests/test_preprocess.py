@@ -1,0 +1,32 @@
+"""The only resize."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imgsafety.preprocess import to_pixels
+
+
+@pytest.mark.parametrize("size", [(1, 1), (640, 480), (3, 2000), (32, 32)])
+def test_every_picture_becomes_a_square_of_bytes(size):
+    pixels = to_pixels(Image.new("RGB", size, (10, 20, 30)), 32)
+    assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
+    assert (pixels == (10, 20, 30)).all()
+
+
+def test_nothing_is_cut_off():
+    image = Image.new("RGB", (400, 20))
+    image.paste("white", (0, 0, 200, 20))
+    pixels = to_pixels(image, 32)
+    assert pixels[:, :15].min() > 250 and pixels[:, 17:].max() < 5
+
+
+def test_detail_is_averaged_not_skipped():
+    board = np.indices((512, 512)).sum(axis=0) % 2 * 255
+    pixels = to_pixels(Image.fromarray(board.astype(np.uint8)).convert("RGB"), 32)
+    assert np.abs(pixels.astype(int) - 127).max() <= 1
+
+
+def test_a_picture_of_the_right_size_is_not_touched():
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    assert np.array_equal(to_pixels(Image.fromarray(pixels), 32), pixels)
