@@ -39,7 +39,13 @@ Rows = list[tuple[str, ...]]
 @click.command(help=__doc__)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--side", type=int, help="Make square pictures of this side from the folder's first.")
-@click.option("--ending", type=click.Choice(["jpg", "png"]), default="jpg", show_default=True, help="Format of the pictures that --side makes.")
+@click.option(
+    "--ending",
+    type=click.Choice(["jpg", "png"]),
+    default="jpg",
+    show_default=True,
+    help="Format of the pictures that --side makes.",
+)
 @click.option("--count", default=200, show_default=True, help="Pictures to use.")
 @click.option("--rounds", default=5, show_default=True, help="Repetitions; the median is shown, with the range.")
 @click.option("--model", type=click.Path(), help="Model file; default: the shipped one.")
@@ -48,14 +54,28 @@ Rows = list[tuple[str, ...]]
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures as JSON.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Also draw throughput by batch size and workers (SVG or PNG).")
 def main(
-    folder: Path, side: int | None, ending: str, count: int, rounds: int, model: str | None, provider: str, peers: bool,
-    json_path: Path | None, plot: Path | None,
+    folder: Path,
+    side: int | None,
+    ending: str,
+    count: int,
+    rounds: int,
+    model: str | None,
+    provider: str,
+    peers: bool,
+    json_path: Path | None,
+    plot: Path | None,
 ) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         files = [file for file, _ in zip(find_images([folder]), range(count), strict=False)]
         if side:
             files = make_pictures(files, Path(scratch), side, ending)
-        figures: dict[str, Any] = {"machine": machine(), "date": date.today().isoformat(), "pictures": len(files), "side": side, "ending": ending}
+        figures: dict[str, Any] = {
+            "machine": machine(),
+            "date": date.today().isoformat(),
+            "pictures": len(files),
+            "side": side,
+            "ending": ending,
+        }
         figures["throughput"] = throughput(files, rounds, model, provider)
         figures["stages"] = stages(files, rounds, model, provider)
         figures["latency"] = latency(files, model, provider)
@@ -128,7 +148,9 @@ def cold_start(files: list[Path], rounds: int) -> dict[str, list[float]]:
     python = [sys.executable, "-c"]
     importing = "import time; start = time.perf_counter(); import imgsafety; print(time.perf_counter() - start)"
     return {
-        "first verdict, s": timed(lambda: subprocess.run([*python, FIRST_VERDICT, str(files[0])], check=True, capture_output=True), rounds),
+        "first verdict, s": timed(
+            lambda: subprocess.run([*python, FIRST_VERDICT, str(files[0])], check=True, capture_output=True), rounds
+        ),
         "import imgsafety, s": [float(output([*python, importing])) for _ in range(rounds)],
         "peak memory of a scan, MiB": [float(output([*python, SCAN_ALL + PEAK, *map(str, files)]))],
     }
@@ -147,7 +169,12 @@ def beside_nudenet(files: list[Path], rounds: int, model: str | None, provider: 
         ours.append(1000 * once(lambda: sum(1 for _ in scanner.scan(paths))) / len(paths))
         theirs.append(1000 * once(lambda: detector.detect_batch(paths, batch_size=16)) / len(paths))
     ratios = [their / our for their, our in zip(theirs, ours, strict=True)]
-    return {"imgsafety scan, ms": ours, "NudeNet detect_batch, ms": theirs, "ratio": ratios, "NudeNet version": metadata.version("nudenet")}
+    return {
+        "imgsafety scan, ms": ours,
+        "NudeNet detect_batch, ms": theirs,
+        "ratio": ratios,
+        "NudeNet version": metadata.version("nudenet"),
+    }
 
 
 def timed(work: Callable[[], object], rounds: int) -> list[float]:
@@ -175,7 +202,11 @@ def machine() -> dict[str, str]:
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     flags = next((line for line in lines if line.startswith("flags")), "")
     versions = {name: metadata.version(name) for name in ("imgsafety", "onnxruntime", "pillow", "numpy")}
-    extra = {"cores": str(len(os.sched_getaffinity(0))), "VNNI": "yes" if "vnni" in flags else "no", "python": platform.python_version()}
+    extra = {
+        "cores": str(len(os.sched_getaffinity(0))),
+        "VNNI": "yes" if "vnni" in flags else "no",
+        "python": platform.python_version(),
+    }
     return {"processor": names[0] if names else platform.processor(), **extra, **versions}
 
 
@@ -209,7 +240,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(6, 4))
     for workers in sorted({row["workers"] for row in rows}):
         chosen = [row for row in rows if row["workers"] == workers]
-        axes.plot([row["batch_size"] for row in chosen], [statistics.median(row["per_second"]) for row in chosen], marker="o", label=f"{workers} workers")
+        axes.plot(
+            [row["batch_size"] for row in chosen],
+            [statistics.median(row["per_second"]) for row in chosen],
+            marker="o",
+            label=f"{workers} workers",
+        )
     axes.set(xlabel="batch size", ylabel="pictures per second", ylim=(0, None))
     axes.legend()
     figure.savefig(path, bbox_inches="tight")

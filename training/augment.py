@@ -149,10 +149,10 @@ def cover(image: Image.Image, random: Random) -> Image.Image:
     return image
 
 
-def degrade(image: Image.Image, random: Random) -> Image.Image:
-    """Lose resolution, blur, add noise, compress: the same odds for every source."""
+def degrade(image: Image.Image, least_side: float, random: Random) -> Image.Image:
+    """Lose resolution (not below `least_side`), blur, add noise, compress: the same odds for every source."""
     if random.random() < 0.4:
-        side = math.exp(random.uniform(math.log(48), math.log(180)))
+        side = math.exp(random.uniform(math.log(least_side), math.log(max(least_side, 180))))
         scale = side / max(image.size)
         if scale < 1:
             small = (max(4, round(image.width * scale)), max(4, round(image.height * scale)))

@@ -24,7 +24,6 @@ from scipy import stats
 
 from imgsafety import Scanner
 from imgsafety.policy import parse_policy
-from imgsafety.source import find_images
 from training.heads import EXPOSED, OLDEST
 from training.manifest import ADULT, Row, load_manifest, manifest_sha256
 from training.measure import Values, rate
@@ -98,7 +97,11 @@ def read_rows(data: Path, split: Path | None, licences: dict[str, str]) -> list[
         return read_fold(data, split, "calibration", licences)
     if (data / "manifest.csv").is_file():
         return load_manifest(data / "manifest.csv", licences)
-    return [_folder_row(path.relative_to(data)) for path in find_images([data])]
+    return [_folder_row(path.relative_to(data)) for path in _files(data)]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _folder_row(path: Path) -> Row:
@@ -121,6 +124,8 @@ def calibrate(
     """Return the text of a policy whose every threshold keeps its promise. Raises `TooFewRowsError`."""
     results = list(scanner.scan(data / row.path for row in rows))
     readable = [(row, result) for row, result in zip(rows, results, strict=True) if result.verdict != "undecided"]
+    if len(readable) < len(rows):
+        click.echo(f"left out: {len(rows) - len(readable)} of {len(rows)} files could not be judged", err=True)
     rows = [row for row, _ in readable]
     scores = {
         "minimal_attire": np.array([result.minimal_attire for _, result in readable], dtype=float),
@@ -209,7 +214,7 @@ model_sha256 = "{session.sha256}"
 
 
 def _folder_sha256(data: Path) -> str:
-    names = "\n".join(str(path.relative_to(data)) for path in find_images([data]))
+    names = "\n".join(str(path.relative_to(data)) for path in _files(data))
     return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
 

@@ -7,7 +7,7 @@ shares a canvas only with rows that show adults or nobody, and never trains the 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ from training.manifest import ADULT, Row
 NOBODY: tuple[float, float] = (OLDEST, OLDEST)  # as the age of an empty picture: it makes no joint picture younger
 NOT_YOUNG = (25, OLDEST)  # what the age head shall answer where nobody is: no young person here
 UNKNOWN_AGE = (0, OLDEST)
+SUBJECT_PIXELS = 28  # what decides the label keeps this many pixels through degradation, else it only teaches noise
+LEAST_SIDE = 48
 FACE_ATTIRE = "not_minimal"  # a face crop shows too little to be more exposed than that
 
 
@@ -37,6 +39,7 @@ class Example:
     attire: npt.NDArray[np.float32]
     age: tuple[float, float]
     exposed: bool = False
+    share: float = 1.0  # of the picture's side that the labelled subject takes
 
 
 def read_example(row: Row, folder: Path, size: int) -> Example:
@@ -101,8 +104,8 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, float]]):
             figure = augment.cut_out(example.image)
             if figure is not None:
                 return self._paste(example, figure, random.uniform(0.35, 1.0), random)
-        if row.framing == "face" and roll < 0.45:
-            return self._paste(example, augment.soft_window(example.image, random), random.uniform(0.12, 0.8), random)
+        if row.framing == "face" and roll < 0.4:
+            return self._paste(example, augment.soft_window(example.image, random), random.uniform(0.15, 0.85), random)
         if 0.65 <= roll < 0.75:
             window = example.image.copy()
             window.putalpha(255)
@@ -120,7 +123,7 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, float]]):
 
     def _paste(self, example: Example, figure: Image.Image, share: float, random: augment.Random) -> Example:
         partner = self._partner(example, random)
-        return join(example, partner, augment.paste(figure, partner.image, share, random))
+        return replace(join(example, partner, augment.paste(figure, partner.image, share, random)), share=share)
 
     def _collage(self, example: Example, random: augment.Random) -> Example:
         side = int(random.choice([2, 2, 3]))
@@ -128,7 +131,8 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, float]]):
         joint = example
         for cell in cells[1:]:
             joint = join(joint, cell, example.image)
-        return Example(augment.collage([cell.image for cell in cells], side, random), joint.attire, joint.age, joint.exposed)
+        tiles = [cell.image for cell in cells]
+        return replace(joint, image=augment.collage(tiles, side, random), share=1 / side)
 
     def _change(self, example: Example, row: Row, random: augment.Random) -> Image.Image:
         # What decides the label must stay in view: attire needs the figure, so it is cropped less.
@@ -136,7 +140,7 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, float]]):
         image = augment.turn(image, random)
         if random.random() < 0.8:
             image = augment.recolour(image, random)
-        return augment.degrade(augment.cover(image, random), random)
+        return augment.degrade(augment.cover(image, random), max(LEAST_SIDE, SUBJECT_PIXELS / example.share), random)
 
 
 def draw_rows(rows: Sequence[Row], shares: dict[str, float], count: int, seed: int) -> npt.NDArray[np.int64]:
@@ -160,7 +164,7 @@ def draw_rows(rows: Sequence[Row], shares: dict[str, float], count: int, seed: i
         # Between an even draw over groups and one over rows: 20 rows must not be shown a hundred times each.
         even = shares[key] / len(bands) / len(groups)
         rows_share = shares[key] / len(bands) * len(members) / sum(len(cells[c]) for c in cells if c[:2] == (key, band))
-        weights[members] = np.sqrt(even * rows_share) / len(members)
+        weights[members] = even**0.75 * rows_share**0.25 / len(members)
     return random.choice(len(rows), size=count, p=weights / weights.sum())
 
 

@@ -6,79 +6,21 @@ and writes weights/operating_points.json, from which reports correct their count
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
-import numpy.typing as npt
 
 from imgsafety import Scanner, load_policy
-from imgsafety.policy import Policy, shipped_policies
+from imgsafety.policy import shipped_policies
 from imgsafety.session import shipped_model
-from training.heads import AGE, ATTIRE
-from training.manifest import ADULT, Row
-from training.measure import Values, auroc_text, calibration_error, rate, recall_at
-from training.predict import Answers, open_scanner, predict, read_image
-from training.settings import Settings, load_settings
+from training.manifest import ADULT
+from training.predict import open_scanner, predict
+from training.settings import load_settings
 from training.split import read_fold
-from training.transforms import ROBUSTNESS, Change, collage_of, smaller
+from training.tables import Mask, Measured, age_tables, attire_tables, calibration_table, changed_tables, edit_table, threshold
 
 START, END = "<!-- figures: written by training.evaluate -->", "<!-- end of figures -->"
-MIDDLES = np.array([(low + high) / 2 for low, high in zip(AGE.edges, AGE.edges[1:], strict=False)])
-ROBUST_ROWS = 300  # at most, per question; each is scored once per change
-Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A heading, what the reader must know, column names and rows of text."""
-
-    title: str
-    about: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-
-    def markdown(self) -> str:
-        """The table as Markdown."""
-        lines = [f"### {self.title}", "", self.about, "", "| " + " | ".join(self.columns) + " |", "|" + "---|" * len(self.columns)]
-        return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in self.rows]) + "\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Rows with their scores, each an array over rows; `age` is the expected apparent age in years."""
-
-    rows: Sequence[Row]
-    answers: Answers
-
-    def column(self, name: str) -> npt.NDArray[np.str_]:
-        """A text column of the manifest."""
-        return np.array([getattr(row, name) for row in self.rows])
-
-    @property
-    def minimal(self) -> Values:
-        """P(attire = minimal)."""
-        return self.answers.heads[ATTIRE.name][:, -1]
-
-    @property
-    def age(self) -> Values:
-        """Expected apparent age."""
-        return self.answers.heads[AGE.name] @ MIDDLES
-
-    def under(self, years: float) -> Values:
-        """P(apparent age < years)."""
-        return self.answers.heads[AGE.name][:, : AGE.edges.index(years)].sum(axis=1)
-
-    @property
-    def exact_age(self) -> Values:
-        """The labelled age where it is exact, else NaN."""
-        return np.array([row.age[0] if row.age and row.age[0] == row.age[1] else np.nan for row in self.rows])
-
-    def take(self, chosen: Mask) -> "Measured":
-        """The rows where `chosen` is true."""
-        return Measured([row for row, keep in zip(self.rows, chosen, strict=True) if keep], self.answers.take(chosen))
 
 
 @click.command(help=__doc__)
@@ -97,240 +39,12 @@ def main(data: Path, split: Path, fold: str, model: Path | None, quick: bool, wr
     policy = load_policy("default")
     tables = [*attire_tables(measured, policy), *age_tables(measured, policy), calibration_table(measured, settings)]
     if not quick:
-        tables += changed_tables(scanner, measured, policy, data)
+        tables += [*changed_tables(scanner, measured, policy, data), edit_table(scanner, measured, policy, data)]
     text = "\n".join(table.markdown() for table in tables)
     print(text)
     if write:
         _write_card(text, scanner, fold, len(rows))
         _write_operating_points(scanner, measured)
-
-
-def threshold(policy: Policy, rule: str, score: str) -> float:
-    """The value at which a rule of a policy reacts to a score."""
-    return next(entry for entry in policy.rules if entry.name == rule).when[score]
-
-
-def attire_tables(all_rows: Measured, policy: Policy) -> Iterator[Table]:
-    """Minimal attire: how well it is ranked, what is flagged at the shipped threshold, and the levels."""
-    known = all_rows.take(all_rows.column("attire") != "")
-    positive = known.column("attire") == "minimal"
-    yield Table(
-        "Minimal attire: ranking",
-        "Positives: `minimal`. Others: every held-out picture whose attire is known not to be minimal. Per source: both from that source. "
-        "95 % intervals: bootstrap for AUROC, Wilson for rates.",
-        ("pictures", "AUROC", "recall at 5 % false positives", "recall at 1 % false positives"),
-        [
-            _ranking("all", known.minimal, positive),
-            *(
-                _ranking(source, part.minimal, part.column("attire") == "minimal")
-                for source in _values(known, "source")
-                if (part := known.take(known.column("source") == source)).column("attire").tolist().count("minimal") > 1
-            ),
-        ],
-    )
-    limit = threshold(policy, "minimal-attire", "minimal_attire")
-    yield Table(
-        f"Minimal attire: flagged at the shipped threshold {limit:g}",
-        "Misses among `minimal`, false alarms among all others, for each group of pictures.",
-        ("pictures", "missed", "falsely flagged"),
-        [
-            (name, str(rate(part.minimal[hit] < limit)), str(rate(part.minimal[~hit] >= limit)))
-            for name, part in _groups(all_rows)
-            for hit in [part.column("attire") == "minimal"]
-        ],
-    )
-    yield from _levels(known)
-
-
-def _groups(all_rows: Measured) -> Iterator[tuple[str, Measured]]:
-    """All rows, then by source, medium, framing, then the groups that people ask about."""
-    yield "all", all_rows
-    for column in ("source", "medium", "framing"):
-        for value in _values(all_rows, column):
-            yield f"{column} {value}", all_rows.take(all_rows.column(column) == value)
-    children = np.array([row.age is not None and row.age[1] < ADULT for row in all_rows.rows])
-    scene = all_rows.column("framing") == "scene"
-    yield "clothed children in scenes", all_rows.take(children & scene)
-    yield "faces of minors", all_rows.take(children & ~scene)
-    sports = np.char.startswith(all_rows.column("source"), "sports") & (all_rows.column("attire") == "clothed")
-    yield "sports, clothed", all_rows.take(sports)
-    yield "revealing", all_rows.take(all_rows.column("attire") == "revealing")
-
-
-def _ranking(name: str, scores: Values, positive: Mask) -> tuple[str, ...]:
-    hits, others = scores[positive], scores[~positive]
-    recalls = [str(recall_at(hits, others, share)) for share in (0.05, 0.01)] if len(hits) and len(others) else ["none"] * 2
-    return (name, auroc_text(hits, others), *recalls)
-
-
-def _levels(known: Measured) -> Iterator[Table]:
-    exact = known.take(np.isin(known.column("attire"), ATTIRE.labels))
-    answers = exact.answers.heads[ATTIRE.name]
-    truth = np.array([ATTIRE.labels.index(row.attire) for row in exact.rows])
-    best = answers.argmax(axis=1)
-    yield Table(
-        "Attire levels: what is answered",
-        "Rows: the label. Columns: the likeliest answer.",
-        ("label", *ATTIRE.labels),
-        [
-            (label, *(str(int(((truth == index) & (best == other)).sum())) for other in range(len(ATTIRE.labels))))
-            for index, label in enumerate(ATTIRE.labels)
-        ],
-    )
-    rows = []
-    revealing = ATTIRE.labels.index("revealing")
-    for other in ("minimal", "clothed"):
-        pair = np.isin(truth, (revealing, ATTIRE.labels.index(other)))
-        right = (answers[pair][:, revealing] > answers[pair][:, ATTIRE.labels.index(other)]) == (truth[pair] == revealing)
-        mine = rate(right[truth[pair] == revealing])
-        theirs = rate(right[truth[pair] != revealing])
-        rows.append((f"`revealing` or `{other}`", f"{(mine.value + theirs.value) / 2:.3f}", str(mine), str(theirs)))
-    yield Table(
-        "Attire levels: `revealing` told from its neighbours",
-        "Which of the two labels is likelier.",
-        ("pair", "balanced accuracy", "of `revealing`", "of the other"),
-        rows,
-    )
-
-
-def age_tables(all_rows: Measured, policy: Policy) -> Iterator[Table]:
-    """Apparent age of faces with an exact label: ranking, error, misses around 18, by group."""
-    faces = all_rows.take(~np.isnan(all_rows.exact_age))
-    age, minor = faces.exact_age, faces.exact_age < ADULT
-    limit = threshold(policy, "minor-exposed", "minor")
-    error = np.abs(faces.age - (age + 0.5))
-    teen, young, older = (age >= 13) & minor, (age >= ADULT) & (age < 25), age >= 30
-    scenes = all_rows.take((all_rows.column("framing") == "scene") & np.array([row.age is not None and not row.exposed for row in all_rows.rows]))
-    children = np.array([row.age is not None and row.age[1] < ADULT for row in scenes.rows], dtype=bool)
-    yield Table(
-        "Minor: faces with an exact age",
-        f"Positives: under 18. The shipped threshold of the minor score is {limit:g}.",
-        ("figure", "value"),
-        [
-            ("AUROC of the minor score", auroc_text(faces.under(ADULT)[minor], faces.under(ADULT)[~minor])),
-            ("AUROC, 13 to 17 against 18 to 24", auroc_text(faces.under(ADULT)[teen], faces.under(ADULT)[young])),
-            ("mean absolute error of the apparent age", f"{error.mean():.2f} years ({len(error)} faces; under 30: {error[age < 30].mean():.2f})"),
-            *((f"{name} at {cut:g}", str(rate(hit(cut)))) for cut in (limit, 0.5) for name, hit in _around_18(faces, teen, young, older, minor)),
-            ("ages 13 to 17 estimated 25 or more", str(rate(faces.age[teen] >= 25))),
-            ("true age inside the 90 % interval", str(rate(_inside_interval(faces)))),
-            ("scenes: AUROC, caption names a child against adults (noisy labels)", auroc_text(scenes.under(ADULT)[children], scenes.under(ADULT)[~children])),
-        ],
-    )
-    yield Table(
-        f"Minor: by group, at the shipped threshold {limit:g}",
-        "Missed: share that passes as adult. Falsely flagged: share of adults that is called a minor.",
-        ("group", "missed, 13 to 17", "missed, under 18", "falsely flagged, 18 to 24", "falsely flagged, 30 and older"),
-        [
-            (name, *(str(rate(part.under(ADULT)[chosen] < limit)) for chosen in (_between(part, 13, ADULT), _between(part, 0, ADULT))),
-             *(str(rate(part.under(ADULT)[chosen] >= limit)) for chosen in (_between(part, ADULT, 25), _between(part, 30, 200))))
-            for name, part in _people(faces)
-        ],
-    )
-
-
-def _around_18(faces: Measured, teen: Mask, young: Mask, older: Mask, minor: Mask) -> list[tuple[str, Callable[[float], Mask]]]:
-    score = faces.under(ADULT)
-    return [
-        ("missed, under 18,", lambda cut: score[minor] < cut),
-        ("missed, 13 to 17,", lambda cut: score[teen] < cut),
-        ("falsely flagged, 18 to 24,", lambda cut: score[young] >= cut),
-        ("falsely flagged, 30 and older,", lambda cut: score[older] >= cut),
-    ]
-
-
-def _between(part: Measured, low: float, high: float) -> Mask:
-    return (part.exact_age >= low) & (part.exact_age < high)
-
-
-def _people(faces: Measured) -> Iterator[tuple[str, Measured]]:
-    yield "all", faces
-    for column in ("gender", "ethnicity"):
-        for value in _values(faces, column):
-            yield f"{column} {value}", faces.take(faces.column(column) == value)
-
-
-def _inside_interval(faces: Measured) -> Mask:
-    edges = np.array(AGE.edges)
-    inside = []
-    for probabilities, age in zip(faces.answers.heads[AGE.name], faces.exact_age, strict=True):
-        low, high = np.interp([0.05, 0.95], np.concatenate([[0], np.cumsum(probabilities)]), edges)
-        inside.append(low <= age + 1 and age <= high)
-    return np.array(inside)
-
-
-def calibration_table(all_rows: Measured, settings: Settings) -> Table:
-    """How far the scores are from the frequency of what they predict."""
-    known = all_rows.take((all_rows.column("attire") != "") & ~np.isin(all_rows.column("source"), list(settings.trust)))
-    faces = all_rows.take(~np.isnan(all_rows.exact_age))
-    attire = known.column("attire")
-    return Table(
-        "Calibration",
-        "Expected calibration error over 15 bins of equal count. It holds for the mix of pictures of this fold.",
-        ("score", "error", "pictures"),
-        [
-            ("minimal_attire", f"{calibration_error(known.minimal, attire == 'minimal'):.3f}", str(len(attire))),
-            *((name, f"{calibration_error(faces.under(years), faces.exact_age < years):.3f}", str(len(faces.rows)))
-              for name, years in (("minor", ADULT), ("under_25", 25.0))),
-        ],
-    )
-
-
-def changed_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path) -> Iterator[Table]:
-    """The same pictures, changed: recall of minimal attire and of minors, at the shipped thresholds."""
-    random = np.random.default_rng(0)
-    attire = all_rows.column("attire")
-    minimal = _some(all_rows.rows, attire == "minimal", random)
-    others = _some(all_rows.rows, np.isin(attire, ("clothed", "no_person", "not_minimal")), random)
-    ages = all_rows.exact_age
-    minors, adults = _some(all_rows.rows, ages < ADULT, random), _some(all_rows.rows, ages >= 25, random)
-    limits = (threshold(policy, "minimal-attire", "minimal_attire"), threshold(policy, "minor-exposed", "minor"))
-
-    def score(name: str, make: Callable[[int], Change]) -> tuple[str, ...]:
-        cells = [name]
-        for rows, minor, flagged in ((minimal, 0, False), (others, 0, True), (minors, 1, False), (adults, 1, True)):
-            part = _predict_changed(scanner, rows, data, make)
-            scores = part.under(ADULT) if minor else part.minimal
-            cells.append(str(rate(scores >= limits[minor] if flagged else scores < limits[minor])))
-        return tuple(cells)
-
-    columns = ("change", "minimal missed", "others flagged", "minors missed", "adults 25+ flagged")
-    yield Table(
-        "Robustness",
-        f"At most {ROBUST_ROWS} held-out pictures per column, each changed, at the shipped thresholds.",
-        columns,
-        [score(name, lambda _, change=change: change) for name, change in ROBUSTNESS.items()],  # type: ignore[misc]
-    )
-    grounds = [read_image(row, data) for row in _some(all_rows.rows, (attire == "no_person") & (all_rows.column("framing") != "figure"), random)]
-
-    def paste(share: float) -> Callable[[int], Change]:
-        return lambda index: smaller(share, grounds[index % len(grounds)], (index % 5) / 4)
-
-    def grid(rows: int) -> Callable[[int], Change]:
-        return lambda index: collage_of([grounds[(index + step) % len(grounds)] for step in range(rows * rows - 1)], rows, index % (rows * rows))
-
-    yield Table(
-        "Small people and collages",
-        "The same pictures pasted into pictures without people, at a share of the frame's side, or as one cell of a grid.",
-        columns,
-        [score(f"pasted at 1/{part} of the frame", paste(1 / part)) for part in (2, 3, 4)]
-        + [score(f"one cell of {side} x {side}", grid(side)) for side in (2, 3)],
-    )
-
-
-def _predict_changed(scanner: Scanner, rows: Sequence[Row], data: Path, make: Callable[[int], Change]) -> Measured:
-    counter = iter(range(len(rows)))  # changes are asked for in the order of rows
-    return Measured(rows, predict(scanner, rows, data, lambda image: make(next(counter))(image)))
-
-
-def _some(rows: Sequence[Row], chosen: Mask, random: np.random.Generator) -> list[Row]:
-    indices = np.flatnonzero(chosen)
-    if len(indices) > ROBUST_ROWS:
-        indices = np.sort(random.choice(indices, ROBUST_ROWS, replace=False))
-    return [rows[index] for index in indices]
-
-
-def _values(measured: Measured, column: str) -> list[str]:
-    return sorted({str(value) for value in measured.column(column)} - {""})
 
 
 def _write_card(text: str, scanner: Scanner, fold: str, count: int) -> None:
@@ -350,7 +64,9 @@ def _write_operating_points(scanner: Scanner, measured: Measured) -> None:
     for name in shipped_policies():
         policy = load_policy(name)
         points[name] = {
-            "minimal-attire": _counts(known.minimal >= threshold(policy, "minimal-attire", "minimal_attire"), known.column("attire") == "minimal"),
+            "minimal-attire": _counts(
+                known.minimal >= threshold(policy, "minimal-attire", "minimal_attire"), known.column("attire") == "minimal"
+            ),
             "apparent-minor": _counts(faces.under(ADULT) >= threshold(policy, "minor-exposed", "minor"), faces.exact_age < ADULT),
         }
     spec, session = scanner.session.spec, scanner.session

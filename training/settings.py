@@ -1,17 +1,18 @@
 """The settings TOML to frozen values; the file's comments say what each one does."""
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """`examples` augmented pictures at `size` pixels."""
+    """`examples` augmented pictures at `size` pixels; `shares` replaces some shares of the settings."""
 
     size: int
     examples: int
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,7 @@ def _batches(rows: list[Row], data: Path, settings: Settings, done: int) -> Iter
     """Yield (number of the step, batch) over all stages, leaving out the first `done` steps."""
     step = 0
     for number, stage in enumerate(settings.stages):
-        draws = draw_rows(rows, settings.shares, stage.examples, settings.seed + number)
+        draws = draw_rows(rows, settings.shares | stage.shares, stage.examples, settings.seed + number)
         examples = Examples(rows, draws, data, stage.size, settings.seed + number, settings.trust)
         steps = stage.examples // settings.batch_size
         skipped = min(max(done - step, 0), steps)

@@ -53,7 +53,7 @@ def overlay(image: Image.Image) -> Image.Image:
 
 def noise(image: Image.Image) -> Image.Image:
     """Add Gaussian noise of 8 of 255 levels, the same each time."""
-    values = np.asarray(image, dtype=np.float32)
+    values = np.asarray(image, dtype=np.float64)
     values = values + np.random.default_rng(0).normal(0, 8, values.shape)
     return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
 
@@ -82,6 +82,25 @@ ROBUSTNESS: dict[str, Change] = {
     "inverted colours": ImageOps.invert,
     "halftone": halftone,
 }
+
+
+def recoloured(image: Image.Image) -> Image.Image:
+    """Warmer and more saturated."""
+    red, green, blue = ImageEnhance.Color(image).enhance(1.5).split()
+    return Image.merge("RGB", (red.point(lambda level: min(255, level * 1.12)), green, blue.point(lambda level: level * 0.88)))
+
+
+def restyled(image: Image.Image) -> Image.Image:
+    """Flat colours and smooth areas, like a drawing."""
+    return ImageOps.posterize(image.filter(ImageFilter.MedianFilter(5)), 3)
+
+
+def recropped(image: Image.Image) -> Image.Image:
+    """Nine tenths of each side, from the middle."""
+    return ImageOps.crop(image, round(0.05 * min(image.size)))
+
+
+EDITS: dict[str, Change] = {"re-encoded": jpeg(40), "recoloured": recoloured, "restyled": restyled, "re-cropped": recropped}
 
 
 def smaller(share: float, ground: Image.Image, place: float) -> Change:
