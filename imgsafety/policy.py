@@ -113,7 +113,8 @@ def _thresholds(value: Any, where: str) -> dict[str, float]:
     for name, threshold in value.items():
         number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
         if not (number and 0 <= threshold <= 1):  # NaN fails this too
-            raise PolicyError(f"{where}: threshold of {name!r} is {threshold!r}, not a number from 0 to 1")
+            hint = "; put names with dots in quotes" if isinstance(threshold, dict) else ""
+            raise PolicyError(f"{where}: threshold of {name!r} is {threshold!r}, not a number from 0 to 1{hint}")
     return {name: float(threshold) for name, threshold in value.items()}
 
 

@@ -146,7 +146,7 @@ def test_a_closed_picture_is_an_image_error():
         from_pil(image, Limits())
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "LA", "PA", "RGBa", "RGBX"])
+@pytest.mark.parametrize("mode", "1 L P RGB RGBA CMYK YCbCr LAB HSV I F I;16 LA PA RGBa RGBX".split())
 def test_every_mode_becomes_rgb(mode):
     views = from_pil(Image.new(mode, (4, 3)), Limits())
     assert all(view.image.mode == "RGB" and view.image.size == (4, 3) for view in views)

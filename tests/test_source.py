@@ -138,7 +138,7 @@ class Hostile:
         raise RuntimeError("no path today")
 
 
-@pytest.mark.parametrize("item", [None, 3, ["a.png"], {"path": "a.png"}, np.array([object()]), Hostile()], ids=lambda item: type(item).__name__)
+@pytest.mark.parametrize("item", [None, 3, ["a.png"], {"a": 1}, np.array([object()]), Hostile()], ids=lambda item: str(type(item)))
 def test_items_of_other_kinds_are_image_errors(item):
     assert name_of(item) is None
     with pytest.raises(ImageError):
@@ -147,7 +147,7 @@ def test_items_of_other_kinds_are_image_errors(item):
 
 def test_a_file_object_that_fails_is_an_image_error():
     class Failing:
-        def read(self, size):
+        def read(self, _size):
             raise ConnectionError("lost")
 
     with pytest.raises(ImageError, match="lost"):
