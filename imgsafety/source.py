@@ -1,4 +1,4 @@
-"""What to look at: folders to paths, and one item of any kind to its bytes or pixels.
+"""What to look at: folders and archives to files, and one item of any kind to its bytes or pixels.
 
 In: what the caller has in hand (path, bytes, file object, PIL image, array, tensor). Out: `Loaded`, still
 undecoded. What a reader would get wrong: a folder is not searched by file name alone. A file with
@@ -7,8 +7,11 @@ another ending whose first bytes are those of a picture is looked at too, else r
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from heapq import nsmallest
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from imgsafety.archive import ZIP_MAGIC, Member, is_archive, list_members
 from imgsafety.errors import ImageError
 
 ENDINGS = frozenset(
@@ -24,6 +28,7 @@ ENDINGS = frozenset(
 # First bytes of JPEG, PNG, GIF, BMP and TIFF; WebP and AVIF carry their mark a few bytes in.
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 MAGIC_INSIDE = ((b"WEBP", 8), (b"ftypavif", 4), (b"ftypavis", 4))
+HEAD_BYTES = 16
 MAX_BYTES = 256 * 1024 * 1024
 
 
@@ -39,66 +44,188 @@ class Loaded:
     sha256: str | None = None
 
 
-def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
-    """Yield files that may be pictures: named files as they are, folders searched to the bottom, in order.
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which files of all that are there.
 
-    Listing is lazy, one folder at a time, and links are followed, each folder once. A folder that cannot be
-    listed is yielded itself, so that loading it reports the error instead of losing what is inside.
+    include, exclude: shell patterns for a file's name or its path below the folder that was named; an excluded folder is not
+    entered. max_files: stop after so many. sample: a uniform random sample of so many, the same for the same names and seed.
     """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    max_files: int | None = None
+    sample: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """A file as it was when somebody looked: `mark` is another one whenever its bytes may have changed."""
+
+    mark: str
+    size: int | None
+    mtime_ns: int | None
+
+
+def find_images(paths: Iterable[str | os.PathLike[str]], selection: Selection | None = None) -> Iterator[Path | Member]:
+    """Yield files that may be pictures: named files as they are, folders searched to the bottom, archives read in place.
+
+    Listing is lazy, one folder at a time, in the order of names; links are followed, each folder once. A folder that cannot be
+    listed is yielded itself, so that loading it reports the error instead of losing what is inside. Archives yield `Member`s.
+    """
+    chosen = selection or Selection()
+    roots = tuple(map(Path, paths))
+    if chosen.sample is not None:
+        return _sample(roots, chosen, chosen.sample)
+    return islice((item for _, item in _list_roots(roots, chosen)), chosen.max_files)
+
+
+def _sample(roots: Sequence[Path], selection: Selection, count: int) -> Iterator[Path | Member]:
+    """The `count` files whose names hash lowest: a uniform sample that depends on nothing but names and seed."""
+
+    def rank(place: str) -> bytes:
+        return hashlib.blake2b(f"{selection.seed}/{place}".encode(errors="surrogateescape"), digest_size=16).digest()
+
+    lowest = nsmallest(count, (rank(place) for place, _ in _list_roots(roots, selection)))
+    return (item for place, item in _list_roots(roots, selection) if lowest and rank(place) <= lowest[-1])
+
+
+def _list_roots(roots: Sequence[Path], selection: Selection) -> Iterator[tuple[str, Path | Member]]:
+    """Yield every candidate and its place: the number of its root, a slash, its path below that root."""
     visited: set[tuple[int, int]] = set()
-    for path in map(Path, paths):
-        if path.is_dir():
-            yield from _walk(path, visited)
+    for number, root in enumerate(roots):
+        is_folder = root.is_dir()
+        prefix = os.path.join(root if is_folder else root.parent, "")
+
+        def excluded(folder: Path, prefix: str = prefix) -> bool:
+            return _matches(os.fspath(folder).removeprefix(prefix), selection.exclude)
+
+        for path in _walk(root, visited, excluded) if is_folder else (root,):
+            for item in _open(path, named=not is_folder):
+                place = (name_of(item) or "").removeprefix(prefix)
+                if (not selection.include or _matches(place, selection.include)) and not _matches(place, selection.exclude):
+                    yield f"{number}/{place}", item
+
+
+def _matches(place: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(place, pattern) or fnmatchcase(os.path.basename(place), pattern) for pattern in patterns)
+
+
+def _walk(root: Path, visited: set[tuple[int, int]], excluded: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yield all files below a folder, and folders that cannot be listed."""
+    waiting = [_list_folder(root, visited)]
+    while waiting:
+        for path, is_folder in waiting[-1]:
+            if not is_folder:
+                yield path
+            elif not excluded(path):
+                waiting.append(_list_folder(path, visited))
+                break
         else:
-            yield path
+            waiting.pop()
 
 
-def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:
+def _list_folder(folder: Path, visited: set[tuple[int, int]]) -> Iterator[tuple[Path, bool]]:
+    """Yield what a folder holds, by name, and whether it is a folder. One that cannot be listed yields itself."""
+    names, folders = [], set()
     try:
         status = folder.stat()
         if (status.st_dev, status.st_ino) in visited:
             return
         visited.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
-            found = sorted((entry.name, _is_dir(entry)) for entry in entries)
+            for entry in entries:
+                names.append(entry.name)
+                if _is_folder(entry):
+                    folders.add(entry.name)
     except OSError:
-        yield folder
+        yield folder, False
         return
-    for name, is_dir in found:
-        if is_dir:
-            yield from _walk(folder / name, visited)
-        elif os.path.splitext(name)[1].lower() in ENDINGS or _looks_like_image(folder / name):
-            yield folder / name
+    names.sort()
+    for name in names:
+        yield folder / name, name in folders
 
 
-def _is_dir(entry: os.DirEntry[str]) -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
         return False
 
 
-def _looks_like_image(path: Path) -> bool:
+def _open(path: Path, named: bool) -> Iterator[Path | Member]:
+    """Yield a file that may be a picture, or those inside an archive. named: by the caller, and so taken as it is."""
+    if _has_ending(path.name):
+        yield path
+    elif path.is_file():  # reading a pipe or device would block
+        head = _read_head(path)
+        if is_archive(path.name) or head.startswith(ZIP_MAGIC):
+            yield from filter(_may_hold_picture, list_members(path))
+        elif named or _looks_like_image(head):
+            yield path
+    elif named or is_archive(path.name) or path.is_dir():  # a folder that could not be listed
+        yield path
+
+
+def _may_hold_picture(member: Member) -> bool:
+    if member.opaque or _has_ending(member.name):
+        return True
     try:
-        if not path.is_file():  # a pipe or device would block
-            return False
-        with path.open("rb") as file:
-            head = file.read(16)
-    except OSError:
+        return _looks_like_image(member.read(HEAD_BYTES))
+    except Exception:  # noqa: BLE001  # as for files: what cannot be read and is not named like a picture is not one
         return False
+
+
+def _has_ending(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in ENDINGS
+
+
+def _read_head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+def _looks_like_image(head: bytes) -> bool:
     return head.startswith(MAGIC) or any(head[at:].startswith(mark) for mark, at in MAGIC_INSIDE)
+
+
+def stamp_of(item: Path | Member) -> Stamp:
+    """Say what would differ if the bytes had changed. Never raises: a file that is gone has an empty mark."""
+    if isinstance(item, Member):
+        return Stamp(stamp_of(item.archive).mark, item.size, item.mtime_ns)
+    try:
+        status = item.stat()
+    except (OSError, ValueError):
+        return Stamp("", None, None)
+    return Stamp(f"{status.st_size}:{status.st_mtime_ns}", status.st_size, status.st_mtime_ns)
 
 
 def name_of(item: Any) -> str | None:
     """Return the path of a path, the name of a file object or of a file-backed image, else none."""
-    if isinstance(item, str | os.PathLike):
-        return os.fsdecode(item)
-    name = getattr(item, "filename" if isinstance(item, Image.Image) else "name", None)
+    try:
+        if isinstance(item, str | os.PathLike):
+            return os.fsdecode(item)
+        name = getattr(item, "filename" if isinstance(item, Image.Image) else "name", None)
+    except Exception:  # noqa: BLE001  # a caller's object may raise anything; `load` will say what
+        return None
     return name if isinstance(name, str) and name else None
 
 
 def load(item: Any) -> Loaded:
     """Read one item. Raises `ImageError` when it cannot be read or is of no kind we know."""
+    try:
+        return _load(item)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as problem:  # a caller's object may raise anything from any attribute
+        raise ImageError(f"cannot be read: {problem}") from problem
+
+
+def _load(item: Any) -> Loaded:
     if isinstance(item, Image.Image) or (isinstance(item, np.ndarray) and item.dtype != object):
         return Loaded(item, name_of(item))
     if _is_tensor(item):
@@ -128,10 +255,7 @@ def _read_path(path: str) -> bytes:
 
 
 def _read_file(file: Any) -> bytes:
-    try:
-        data = file.read(MAX_BYTES + 1)
-    except Exception as problem:  # a caller's file object may raise anything
-        raise ImageError(f"cannot be read: {problem}") from problem
+    data = file.read(MAX_BYTES + 1)
     if not isinstance(data, bytes):
         raise ImageError("the file object is open in text mode; open it with 'rb'")
     if len(data) > MAX_BYTES:

@@ -12,10 +12,11 @@ PACKAGE = Path(imgsafety.__file__).parent
 # A module may import from earlier lines, never from its own or a later one.
 LAYERS = (
     {"errors", "result"},
-    {"spec"},
-    {"source", "decode", "preprocess", "session", "policy", "sink", "where", "store", "prevalence", "report"},
-    {"tensor", "batching", "selftest"},
+    {"spec", "archive"},
+    {"source", "decode", "preprocess", "session", "policy", "sink", "where", "store", "prevalence"},
+    {"tensor", "batching", "selftest", "report"},
     {"scan"},
+    {"runs", "watch"},
     {"cli", "integrations"},
     {"__init__", "__main__"},
 )

@@ -1,0 +1,117 @@
+"""Files inside `.zip` and `.tar` archives, read in place: nothing is unpacked to disk.
+
+In: the path of an archive. Out: `Member`s, each a named thing that can be read, like an open file.
+What a reader would get wrong: one bad byte must not lose the rest. What cannot be read (a damaged or encrypted member, a link,
+an archive inside an archive, all that follows a broken place) is a member too, whose reading raises the reason.
+"""
+
+import calendar
+import io
+import os
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from imgsafety.errors import ImageError
+
+ENDINGS = (".zip", ".cbz", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+ZIP_MAGIC = b"PK\x03\x04"
+# A compressed tar can only be read forwards, so its members wait in memory for their turn.
+MAX_WAITING_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file inside the file `archive`.
+
+    name: `ARCHIVE/NAME`. read: return up to that many bytes from its start. mtime_ns: as the archive says, or none.
+    opaque: cannot be read and may hold pictures, whatever its name.
+    """
+
+    name: str
+    archive: Path
+    read: Callable[[int], bytes]
+    size: int | None = None
+    mtime_ns: int | None = None
+    opaque: bool = False
+
+
+def is_archive(name: str) -> bool:
+    """True when the file's name says that it is an archive."""
+    return name.lower().endswith(ENDINGS)
+
+
+def list_members(path: Path) -> Iterator[Member]:
+    """Yield every file of an archive. An archive that breaks off ends with a member that says so."""
+    seen: set[int] = set()
+    try:
+        for number, member in enumerate(_zip(path) if zipfile.is_zipfile(path) else _tar(path)):
+            # An archive may hold a name twice; both are looked at, under different names.
+            inner = f"{member.name}#{number}" if hash(member.name) in seen else member.name
+            seen.add(hash(member.name))
+            yield _refuse_nested(replace(member, name=os.path.join(path, inner.lstrip("/"))))
+    except Exception as problem:  # noqa: BLE001  # archives and their decompressors raise nearly every class on damaged bytes
+        why = f"the archive breaks off: {problem}" if seen else f"not an archive that can be read: {problem}"
+        yield Member(os.path.join(path, "..." if seen else ""), path, _refusal(why), opaque=True)
+
+
+def _refuse_nested(member: Member) -> Member:
+    if not is_archive(member.name):
+        return member
+    return replace(member, read=_refusal("is an archive inside an archive; unpack the outer one"), opaque=True)
+
+
+def _refusal(why: str) -> Callable[[int], bytes]:
+    def read(_: int) -> bytes:
+        raise ImageError(why)
+
+    return read
+
+
+def _zip(path: Path) -> Iterator[Member]:
+    archive = zipfile.ZipFile(path)  # closed when its last member is dropped
+    lock = threading.Lock()
+
+    def reader(info: zipfile.ZipInfo) -> Callable[[int], bytes]:
+        def read(limit: int) -> bytes:
+            with lock, archive.open(info) as file:
+                return file.read(limit)
+
+        return read
+
+    for info in archive.infolist():
+        if not info.is_dir():
+            yield Member(info.filename, path, reader(info), info.file_size, calendar.timegm((*info.date_time, 0, 0, 0)) * 10**9)
+
+
+def _tar(path: Path) -> Iterator[Member]:
+    with tarfile.open(path, errorlevel=2) as archive:
+        plain = isinstance(archive.fileobj, io.BufferedReader)
+        while (info := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # it would keep every member that was read
+            if not info.isdir():
+                yield Member(info.name, path, _tar_reader(path, archive, info, plain), info.size, int(info.mtime * 10**9))
+
+
+def _tar_reader(path: Path, archive: tarfile.TarFile, info: tarfile.TarInfo, plain: bool) -> Callable[[int], bytes]:
+    if not info.isreg() or info.issparse():
+        return _refusal("is a link, a device or a sparse file inside an archive; unpack the archive")
+    if plain:
+        return lambda limit: _read_part(path, info.offset_data, info.size, limit)
+    if info.size > MAX_WAITING_BYTES:
+        return _refusal(f"is over the limit of {MAX_WAITING_BYTES:,} bytes inside a compressed archive; unpack the archive")
+    file = archive.extractfile(info)
+    data = file.read() if file else b""
+    return lambda limit: data[:limit]
+
+
+def _read_part(path: Path, start: int, size: int, limit: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read(min(size, limit))
+    if len(data) < min(size, limit):
+        raise ImageError("the archive ends before its last file does")
+    return data

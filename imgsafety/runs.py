@@ -1,0 +1,198 @@
+"""Scans that can be stopped and gone on with, and policies applied later: `Scanner` and `Store` together.
+
+In: paths and a scanner, or a stored run and a policy. Out: results that are stored before anybody sees them.
+What a reader would get wrong: nothing remembers where a scan stopped. The same listing runs again, and what is stored and
+unchanged is passed over; so it does not matter how, or how often, a scan was ended.
+"""
+
+import json
+import os
+import platform
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+
+from imgsafety import source
+from imgsafety.archive import Member
+from imgsafety.errors import SetupError
+from imgsafety.policy import Policy, check_fit
+from imgsafety.result import Result
+from imgsafety.scan import Scanner, Scored, judge
+from imgsafety.session import read_out, score_names
+from imgsafety.source import Selection
+from imgsafety.spec import ModelSpec, from_json, to_json
+from imgsafety.store import Entry, Opinion, Seen, Store, split_columns
+
+DECIDE_BATCH = 1000
+
+
+def scan_run(
+    scanner: Scanner,
+    store: Store,
+    paths: Iterable[str | os.PathLike[str]],
+    selection: Selection | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Result]:
+    """Judge what the run does not hold yet and yield each result once it is stored, batch by batch.
+
+    stop: asked before each file; once it says yes, what was begun is finished and stored. Bytes that are stored already are
+    not judged again, whatever file holds them. Raises `SetupError` when the run was made with another model, policy, setting
+    or selection, or cannot be written.
+    """
+    roots = [os.path.abspath(path) for path in paths]
+    chosen = selection or Selection()
+    _begin(store, scanner, roots, chosen)
+    listed: deque[Seen] = deque()
+    stopped = False
+
+    def missing() -> Iterator[Path | Member]:
+        nonlocal stopped
+        for item in source.find_images(roots, chosen):
+            if stop():
+                stopped = True
+                return
+            seen = _see(item)
+            if not store.done(seen):
+                listed.append(seen)
+                yield item
+
+    copies: list[tuple[Seen, Scored]] = []
+    scored = scanner.score(missing(), store.claim)
+    while batch := list(islice(scored, scanner.batch_size)):
+        entries = [_judged(scanner.policy, listed.popleft(), one) if not one.skipped else (listed.popleft(), one) for one in batch]
+        fresh = [entry for entry in entries if isinstance(entry, Entry)]
+        copies += [entry for entry in entries if not isinstance(entry, Entry)]
+        known, copies = _resolve(store, copies, fresh)
+        store.write([*fresh, *known])
+        yield from (entry.result for entry in (*fresh, *known))
+    if not stopped:
+        store.set_facts({"finished": _now()})
+
+
+def decide_run(store: Store, policy: Policy) -> None:
+    """Apply a policy to every stored score, in one transaction. Raises `PolicyError` when it is for another model."""
+    if store.fact("model") is None:
+        raise SetupError(f"run {store.path} is empty: nothing was scanned into it")
+    spec = from_json(store.fact("model")["spec"])
+    check_fit(policy, spec.identity, score_names(spec))
+    store.replace_verdicts(_decided(store, policy, spec), {"policy": _describe_policy(policy)})
+
+
+def _begin(store: Store, scanner: Scanner, roots: list[str], selection: Selection) -> None:
+    """Describe a new run, or refuse to go on with one that was made differently."""
+    session, limits = scanner.session, scanner.limits
+    facts = {
+        "model": {"name": session.spec.identity, "sha256": session.sha256, "spec": to_json(session.spec)},
+        "settings": {
+            "provider": session.provider,
+            "frames": limits.frames,
+            "max_pixels": limits.max_pixels,
+            "thorough": scanner.thorough,
+        },
+        "selection": {"paths": roots, **asdict(selection)},
+        "policy": _describe_policy(scanner.policy),
+    }
+    facts = json.loads(json.dumps(facts))  # as it will be read back
+    versions = _versions()
+    if store.fact("model") is None:
+        store.set_facts({**facts, "versions": [versions], "started": _now(), "finished": None})
+        return
+    _refuse_changes(store, facts)
+    earlier = store.fact("versions")
+    store.set_facts({"versions": earlier if versions in earlier else [*earlier, versions], "finished": None})
+
+
+def _refuse_changes(store: Store, facts: dict[str, Any]) -> None:
+    run = store.path
+    if store.fact("policy") != facts["policy"]:
+        raise SetupError(
+            f"run {run} holds verdicts of policy {_policy_id(store.fact('policy'))}, not {_policy_id(facts['policy'])}; "
+            f"to apply this one to the scores it holds: imgsafety decide {run} --policy …; to scan anew, name another --run file"
+        )
+    for part in ("model", "settings", "selection"):
+        stored = store.fact(part)
+        for name, value in facts[part].items():
+            if stored.get(name) != value:
+                raise SetupError(
+                    f"run {run} was made with {part} {name} {_short(stored.get(name))}, not {_short(value)}; "
+                    "give the same as before to go on with it, or name another --run file"
+                )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _see(item: Path | Member) -> Seen:
+    stamp = source.stamp_of(item)
+    return Seen(os.fsencode(source.name_of(item) or ""), stamp.mark, stamp.size, stamp.mtime_ns)
+
+
+def _judged(policy: Policy, seen: Seen, scored: Scored) -> Entry:
+    result, deciding = judge(policy, scored)
+    if scored.sha256 is None:
+        return Entry(seen, result)
+    rows = [[p for labels in one.heads.values() for p in labels.values()] for one in scored.scores]
+    return Entry(seen, result, Opinion(scored.frames, np.array(rows, np.float32), deciding))
+
+
+def _resolve(
+    store: Store, copies: Sequence[tuple[Seen, Scored]], fresh: Sequence[Entry]
+) -> tuple[list[Entry], list[tuple[Seen, Scored]]]:
+    """Give copies the result of their original; one whose original is still in work waits for it."""
+    results = {entry.result.sha256: entry.result for entry in fresh}
+    known, waiting = [], []
+    for seen, scored in copies:
+        found = results.get(scored.sha256) or store.find(scored.sha256 or "")
+        if found is None:
+            waiting.append((seen, scored))
+        else:
+            known.append(Entry(seen, replace(found, path=scored.path)))
+    return known, waiting
+
+
+def _decided(store: Store, policy: Policy, spec: ModelSpec) -> Iterator[tuple[int, Result, int | None]]:
+    after = 0
+    while batch := store.pictures(after, DECIDE_BATCH):
+        for id_, sha256, error, opinion in batch:
+            outputs = split_columns(opinion.scores, store.heads)
+            scores = tuple(read_out(spec, outputs, row) for row in range(len(opinion.scores)))
+            scored = Scored(None, sha256, opinion.frames, scores, None if scores else error)
+            result, deciding = judge(policy, scored)
+            yield id_, result, deciding
+        after = batch[-1][0]
+
+
+def _describe_policy(policy: Policy) -> dict[str, Any]:
+    return {"name": policy.name, "model": policy.model, "sha256": policy.sha256, "rules": [asdict(rule) for rule in policy.rules]}
+
+
+def _policy_id(policy: dict[str, Any]) -> str:
+    return f"{policy['name']!r} ({policy['sha256'][:12]})"
+
+
+def _versions() -> dict[str, str]:
+    import onnxruntime  # loaded by the session by now
+
+    from imgsafety import __version__
+
+    return {
+        "imgsafety": __version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
