@@ -15,10 +15,20 @@ from imgsafety import Scanner, load_policy
 from imgsafety.policy import shipped_policies
 from imgsafety.session import shipped_model
 from training.manifest import ADULT
-from training.predict import open_scanner, predict
+from training.predict import Answers, open_scanner, predict
 from training.settings import load_settings
 from training.split import read_fold
-from training.tables import Mask, Measured, age_tables, attire_tables, calibration_table, changed_tables, edit_table, threshold
+from training.tables import (
+    Mask,
+    Measured,
+    age_tables,
+    attire_tables,
+    calibration_table,
+    changed_tables,
+    edit_table,
+    markdown,
+    threshold,
+)
 
 START, END = "<!-- figures: written by training.evaluate -->", "<!-- end of figures -->"
 
@@ -29,21 +39,34 @@ START, END = "<!-- figures: written by training.evaluate -->", "<!-- end of figu
 @click.option("--fold", type=click.Choice(["test", "calibration"]), default="test", show_default=True)
 @click.option("--model", type=click.Path(path_type=Path), help="Model file; default: the shipped one.")
 @click.option("--quick", is_flag=True, help="Leave out the changed pictures, which take most of the time.")
-@click.option("--write/--no-write", default=False, help="Rewrite the figures in the model card and operating_points.json.")
+@click.option("--thorough", is_flag=True, help="Only the changed pictures, judged by a thorough scanner; prints, writes nothing.")
+@click.option("--changed-rows", default=300, show_default=True, help="Changed pictures per column, at most.")
+@click.option("--write", is_flag=True, help="Rewrite the figures in the model card and operating_points.json.")
 @click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
-def main(data: Path, split: Path, fold: str, model: Path | None, quick: bool, write: bool, settings_path: Path) -> None:
+def main(
+    data: Path,
+    split: Path,
+    fold: str,
+    model: Path | None,
+    quick: bool,
+    thorough: bool,
+    changed_rows: int,
+    write: bool,
+    settings_path: Path,
+) -> None:
     settings = load_settings(settings_path)
     rows = read_fold(data, split, fold, settings.licences)
-    scanner = open_scanner(model)
+    policy, scanner = load_policy("default"), open_scanner(model, thorough)
+    if thorough:
+        print(markdown(changed_tables(scanner, Measured(rows, Answers({})), policy, data, changed_rows)))
+        return
     measured = Measured(rows, predict(scanner, rows, data))
-    policy = load_policy("default")
     tables = [*attire_tables(measured, policy), *age_tables(measured, policy), calibration_table(measured, settings)]
     if not quick:
-        tables += [*changed_tables(scanner, measured, policy, data), edit_table(scanner, measured, policy, data)]
-    text = "\n".join(table.markdown() for table in tables)
-    print(text)
+        tables += [*changed_tables(scanner, measured, policy, data, changed_rows), edit_table(scanner, measured, policy, data)]
+    print(markdown(tables))
     if write:
-        _write_card(text, scanner, fold, len(rows))
+        _write_card(markdown(tables), scanner, fold, len(rows))
         _write_operating_points(scanner, measured)
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from imgsafety import Policy, Result, Scanner
+from imgsafety import Policy, Scanner, Scores
 from imgsafety.decode import Limits, decode
 from imgsafety.session import Session
+from training.heads import AGE, ATTIRE
 from training.manifest import Row
 
 Change = Callable[[Image.Image], Image.Image]
@@ -28,9 +29,13 @@ class Answers:
         return Answers({name: values[chosen] for name, values in self.heads.items()})
 
 
-def open_scanner(model: Path | None) -> Scanner:
+# Of several looks at one picture (a thorough scanner), the one that scores highest here answers for a head.
+WORST = {ATTIRE.name: "minimal_attire", AGE.name: "minor"}
+
+
+def open_scanner(model: Path | None, thorough: bool = False) -> Scanner:
     """A scanner for any model, with a policy that asks nothing: here only scores matter."""
-    return Scanner(model, Policy("scores only", Session(model).spec.identity, ()))
+    return Scanner(model, Policy("scores only", Session(model).spec.identity, ()), thorough=thorough)
 
 
 def predict(scanner: Scanner, rows: Sequence[Row], folder: Path, change: Change | None = None) -> Answers:
@@ -38,17 +43,17 @@ def predict(scanner: Scanner, rows: Sequence[Row], folder: Path, change: Change 
     items: Iterator[Any] = (folder / row.path for row in rows)
     if change is not None:
         items = (change(read_image(row, folder)) for row in rows)
-    results = list(scanner.scan(items))
-    for row, result in zip(rows, results, strict=True):
-        if result.verdict == "undecided":
-            raise ValueError(f"{row.path}: {result.error}")
-    return Answers({head.name: _stack(results, head.name) for head in scanner.session.spec.heads})
+    scored = list(scanner.score(items))
+    for row, one in zip(rows, scored, strict=True):
+        if one.error:
+            raise ValueError(f"{row.path}: {one.error}")
+    return Answers({head: np.array([_answer(one.scores, head, name) for one in scored]) for head, name in WORST.items()})
+
+
+def _answer(looks: Sequence[Scores], head: str, name: str) -> list[float]:
+    return list(max(looks, key=lambda scores: scores.named[name]).heads[head].values())
 
 
 def read_image(row: Row, folder: Path) -> Image.Image:
     """Decode the picture of one row at full size."""
     return decode((folder / row.path).read_bytes(), Limits(frames=1), 0)[0].image
-
-
-def _stack(results: Sequence[Result], head: str) -> npt.NDArray[np.float64]:
-    return np.array([list(result.scores[head].values()) for result in results])

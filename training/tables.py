@@ -3,7 +3,7 @@
 What a reader would get wrong: all thresholds are those of the policy that is passed in, nothing is tuned here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from training.settings import Settings
 from training.transforms import EDITS, ROBUSTNESS, Change, collage_of, smaller
 
 MIDDLES = np.array([(low + high) / 2 for low, high in zip(AGE.edges, AGE.edges[1:], strict=False)])
-ROBUST_ROWS = 300  # at most, per question; each is scored once per change
 Mask = npt.NDArray[np.bool_]
 
 
@@ -37,6 +36,11 @@ class Table:
         """The table as Markdown."""
         lines = [f"### {self.title}", "", self.about, "", "| " + " | ".join(self.columns) + " |", "|" + "---|" * len(self.columns)]
         return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in self.rows]) + "\n"
+
+
+def markdown(tables: Iterable[Table]) -> str:
+    """Several tables, one under the other."""
+    return "\n".join(table.markdown() for table in tables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,14 +265,14 @@ def calibration_table(all_rows: Measured, settings: Settings) -> Table:
     )
 
 
-def changed_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path) -> Iterator[Table]:
+def changed_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path, most: int) -> Iterator[Table]:
     """The same pictures, changed: recall of minimal attire and of minors, at the shipped thresholds."""
     random = np.random.default_rng(0)
     attire = all_rows.column("attire")
-    minimal = _some(all_rows.rows, attire == "minimal", random)
-    others = _some(all_rows.rows, np.isin(attire, ("clothed", "no_person", "not_minimal")), random)
+    minimal = _some(all_rows.rows, attire == "minimal", random, most)
+    others = _some(all_rows.rows, np.isin(attire, ("clothed", "no_person", "not_minimal")), random, most)
     ages = all_rows.exact_age
-    minors, adults = _some(all_rows.rows, ages < ADULT, random), _some(all_rows.rows, ages >= 25, random)
+    minors, adults = _some(all_rows.rows, ages < ADULT, random, most), _some(all_rows.rows, ages >= 25, random, most)
     limits = (threshold(policy, "minimal-attire", "minimal_attire"), threshold(policy, "minor-exposed", "minor"))
 
     def score(name: str, make: Callable[[int], Change]) -> tuple[str, ...]:
@@ -282,13 +286,13 @@ def changed_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: P
     columns = ("change", "minimal missed", "others flagged", "minors missed", "adults 25+ flagged")
     yield Table(
         "Robustness",
-        f"At most {ROBUST_ROWS} held-out pictures per column, each changed, at the shipped thresholds.",
+        f"At most {most} held-out pictures per column, each changed, at the shipped thresholds.",
         columns,
         [score(name, lambda _, change=change: change) for name, change in ROBUSTNESS.items()],  # type: ignore[misc]
     )
     grounds = [
         read_image(row, data)
-        for row in _some(all_rows.rows, (attire == "no_person") & (all_rows.column("framing") != "figure"), random)
+        for row in _some(all_rows.rows, (attire == "no_person") & (all_rows.column("framing") != "figure"), random, most)
     ]
 
     def paste(share: float) -> Callable[[int], Change]:
@@ -343,10 +347,10 @@ def _predict_changed(scanner: Scanner, rows: Sequence[Row], data: Path, make: Ca
     return Measured(rows, predict(scanner, rows, data, lambda image: make(next(counter))(image)))
 
 
-def _some(rows: Sequence[Row], chosen: Mask, random: np.random.Generator) -> list[Row]:
+def _some(rows: Sequence[Row], chosen: Mask, random: np.random.Generator, most: int) -> list[Row]:
     indices = np.flatnonzero(chosen)
-    if len(indices) > ROBUST_ROWS:
-        indices = np.sort(random.choice(indices, ROBUST_ROWS, replace=False))
+    if len(indices) > most:
+        indices = np.sort(random.choice(indices, most, replace=False))
     return [rows[int(index)] for index in indices]
 
 
