@@ -6,6 +6,7 @@ Exit status: 0 nothing flagged, 1 something flagged or undecided, 2 the command 
 import os
 import sys
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -246,12 +247,14 @@ def _with_progress(results: Iterator[Result], paths: Iterable[str]) -> Iterator[
     same_terminal = sys.stdout.isatty()
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=same_terminal) as progress:
         task = progress.add_task("scan", total=None, flagged=0, rate="")
+        started = time.monotonic()
         threading.Thread(target=_count, args=(paths, progress, task), daemon=True).start()
         flagged = 0
         for result in results:
             flagged += result.flagged
-            speed = progress.tasks[0].speed
-            progress.update(task, advance=1, flagged=flagged, rate=f"{speed:,.0f}/s" if speed else "")
+            # Results come in bursts, a batch at a time; the mean since the start is what a person can use.
+            rate = (progress.tasks[0].completed + 1) / (time.monotonic() - started)
+            progress.update(task, advance=1, flagged=flagged, rate=f"{rate:,.0f}/s")
             yield result
 
 
