@@ -175,6 +175,12 @@ class Store:
         row = self._connection.execute(f"SELECT {columns} FROM pictures WHERE sha256 = ?", (sha256,)).fetchone()  # noqa: S608
         return _to_result(row, self.heads) if row else None
 
+    def count(self) -> dict[str, int]:
+        """Return how many files have each verdict, and how many are `flagged` (see `Result.flagged`)."""
+        verdicts = dict(self.query("SELECT verdict, count(*) FROM results GROUP BY verdict"))
+        ((flagged,),) = self.query("SELECT count(*) FROM results WHERE verdict != 'allow' OR reasons != '[]'")
+        return {**verdicts, "flagged": flagged}
+
     def results(self, view: str = "results", where: str = "1") -> Iterator[Result]:
         """Yield stored results in the order of their paths. view: `results` or `distinct_results`; where: SQL."""
         heads = self.heads
@@ -231,7 +237,7 @@ def open_to_write(path: str | os.PathLike[str], create: bool = True) -> Iterator
         raise SetupError(f"run {path} does not exist")
     if not path.parent.is_dir():
         raise SetupError(f"run {path}: there is no folder {path.parent}")
-    with _explained(path), _locked(path), closing(_connect(path, "rwc")) as connection:
+    with _explained(path), closing(_connect(path, "rwc")) as connection, _locked(path, connection):
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")  # a lost commit is scanned again; a damaged file would not heal
         if not _is_run(connection, path):
@@ -255,12 +261,13 @@ def open_to_read(path: str | os.PathLike[str]) -> Iterator[Store]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, connection: sqlite3.Connection) -> Iterator[None]:
     """Hold an exclusive lock on `PATH.lock`, an empty database: the system drops it however the process ends."""
+    _is_run(connection, path)  # leave no lock beside what is none of ours
     lock = path.with_name(path.name + ".lock")
-    with closing(sqlite3.connect(lock, timeout=0, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(lock, timeout=0, isolation_level=None)) as holder:
         try:
-            connection.execute("BEGIN EXCLUSIVE")
+            holder.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as problem:
             if "locked" not in str(problem):
                 raise

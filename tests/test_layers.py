@@ -17,6 +17,8 @@ LAYERS = (
     {"tensor", "batching", "selftest", "report"},
     {"scan"},
     {"runs", "watch"},
+    {"terminal"},
+    {"commands"},
     {"cli", "integrations"},
     {"__init__", "__main__"},
 )

@@ -1,0 +1,30 @@
+"""`imgsafety check` and `imgsafety check-edit`: everything that is known of a few files."""
+
+from typing import Any
+
+import click
+
+from imgsafety.scan import Scanner
+from imgsafety.terminal import details_format, scanner_options, show
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path())
+@scanner_options
+@click.option("--map", "maps", is_flag=True, help="Also say where: the share of each label per place of a coarse grid.")
+@details_format
+def check(files: tuple[str, ...], maps: bool, format_: str, **settings: Any) -> int:
+    """Judge a few FILES and show everything that is known of each."""
+    scanner = Scanner(**settings)
+    results = [scanner.check(file, maps=maps) for file in files]
+    return show(results, "jsonl" if maps else format_)
+
+
+@click.command("check-edit")
+@click.argument("before", type=click.Path())
+@click.argument("after", type=click.Path())
+@scanner_options
+@details_format
+def check_edit(before: str, after: str, format_: str, **settings: Any) -> int:
+    """Judge AFTER, an edit of BEFORE: was somebody undressed?"""
+    return show([Scanner(**settings).check_edit(before, after)], format_)

@@ -1,0 +1,35 @@
+"""`imgsafety info`: what would judge, and by which rules."""
+
+from typing import Any
+
+import click
+
+from imgsafety import __version__
+from imgsafety.scan import Scanner
+from imgsafety.terminal import NOTHING_FLAGGED, scanner_options
+
+
+@click.command()
+@scanner_options
+def info(**settings: Any) -> int:
+    """Show the model, its heads, the policy, the provider and versions."""
+    import numpy
+    import onnxruntime
+    import PIL
+
+    scanner = Scanner(**settings)
+    session, policy = scanner.session, scanner.policy
+    click.echo(f"imgsafety    {__version__}")
+    click.echo(f"model        {session.spec.identity}  {session.path}")
+    click.echo(f"             sha256 {session.sha256}")
+    click.echo(f"input        {session.spec.size} x {session.spec.size} pixels")
+    for head in session.spec.heads:
+        click.echo(f"head         {head.name}: {' '.join(head.labels)}  (temperature {head.temperature:.3f})")
+    click.echo(f"policy       {policy.name}  sha256 {policy.sha256}")
+    for rule in policy.rules:
+        when = [f"{name} >= {threshold:g}" for name, threshold in rule.when.items()]
+        when += [f"{name} < {threshold:g} in the picture that came in" for name, threshold in rule.before_below.items()]
+        click.echo(f"  {rule.verdict:<9}  {rule.name}: {' and '.join(when)}")
+    click.echo(f"provider     {session.provider}")
+    click.echo(f"versions     onnxruntime {onnxruntime.__version__}, numpy {numpy.__version__}, pillow {PIL.__version__}")
+    return NOTHING_FLAGGED

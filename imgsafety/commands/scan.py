@@ -1,0 +1,127 @@
+"""`imgsafety scan`: judge folders, archives and files; with `--run`, into a file that the same command goes on with."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import click
+
+from imgsafety import sink, source
+from imgsafety.result import Result
+from imgsafety.runs import scan_run
+from imgsafety.scan import DEFAULT_BATCH_SIZE, Scanner
+from imgsafety.source import Selection
+from imgsafety.store import open_to_write
+from imgsafety.terminal import (
+    FAILED,
+    FLAGGED,
+    NOTHING_FLAGGED,
+    open_output,
+    scanner_options,
+    stop_on_signals,
+    summarise,
+    with_progress,
+)
+
+SIGNAL_BASE = 128  # what a shell adds to a signal's number for the exit status
+
+
+def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which files of all that are there."""
+    options = (
+        click.option("--include", multiple=True, help="Only files whose name, or path below PATH, matches: '*.png', '2025/*'."),
+        click.option("--exclude", multiple=True, help="No file whose name or path matches; a folder that matches is not entered."),
+        click.option("--max-files", type=click.IntRange(1), help="Stop after so many files."),
+        click.option("--sample", type=click.IntRange(1), help="Judge a uniform random sample of so many files."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Another seed is another sample."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path())
+@scanner_options
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=DEFAULT_BATCH_SIZE, show_default=True, help="Pictures per call of the model."
+)
+@click.option("--workers", type=click.IntRange(1), help="Threads; default: one per core.")
+@selection_options
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(list(sink.FORMATS)),
+    default="text",
+    show_default=True,
+    help="text lists what is flagged; jsonl and csv hold every picture.",
+)
+@click.option("--output", type=click.Path(dir_okay=False), help="Write results to this file instead of the terminal.")
+@click.option(
+    "--run",
+    type=click.Path(dir_okay=False),
+    help="Keep the scan in this file: stop it in any way, give the same command again, and it goes on. See `report` and `decide`.",
+)
+def scan(
+    paths: tuple[str, ...],
+    format_: str,
+    output: str | None,
+    run: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    max_files: int | None,
+    sample: int | None,
+    seed: int,
+    **settings: Any,
+) -> int:
+    """Judge every picture in PATHS: files, archives, and folders with all that is below them."""
+    if sample and max_files:
+        raise click.UsageError("--sample draws from all files; it does not go with --max-files")
+    missing = [path for path in paths if not os.path.lexists(path)]
+    for path in missing:
+        click.echo(f"imgsafety: {sink.printable(path)}: no such file or folder", err=True)
+    present = [path for path in paths if path not in missing]
+    if not present:
+        return FAILED
+    scanner = Scanner(**settings)
+    selection = Selection(include, exclude, max_files, sample, seed)
+    judge = partial(_scan_into, run) if run else _scan
+    status = judge(scanner, present, selection, partial(_write, format_, output))
+    return FAILED if missing and status in (NOTHING_FLAGGED, FLAGGED) else status
+
+
+Writer = Callable[[Iterator[Result]], None]
+
+
+def _write(format_: str, output: str | None, results: Iterator[Result]) -> None:
+    with open_output(output) as file:
+        file.write(sink.HEADERS.get(format_, ""))
+        for result in results:
+            file.write(sink.FORMATS[format_](result))
+
+
+def _scan(scanner: Scanner, paths: list[str], selection: Selection, write: Writer) -> int:
+    counts: Counter[str] = Counter()
+
+    def counted(results: Iterator[Result]) -> Iterator[Result]:
+        for result in results:
+            counts[result.verdict] += 1
+            counts["flagged"] += result.flagged
+            yield result
+
+    find = partial(source.find_images, paths, selection)
+    write(counted(with_progress(scanner.scan(find()), find)))
+    return summarise(counts, " ".join(map(sink.printable, paths)))
+
+
+def _scan_into(run: str, scanner: Scanner, paths: list[str], selection: Selection, write: Writer) -> int:
+    with open_to_write(run) as store, stop_on_signals() as received:
+        results = scan_run(scanner, store, paths, selection, stop=lambda: bool(received))
+        write(with_progress(results, partial(source.find_images, paths, selection), sum(store.count().values())))
+        status = summarise(store.count(), " ".join(map(sink.printable, paths)))
+    if received:
+        click.echo(f"imgsafety: stopped; what was judged is in {run}, and the same command goes on from there", err=True)
+        return SIGNAL_BASE + received[0]
+    return status

@@ -1,0 +1,158 @@
+"""What the commands share: exit statuses, options, output, progress, and stopping when asked to.
+
+What a reader would get wrong: results go to standard output or a file, everything said to people goes to standard error.
+"""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import click
+
+from imgsafety import sink
+from imgsafety.decode import FRAMES, MAX_PIXELS
+from imgsafety.errors import SetupError
+from imgsafety.policy import shipped_policies
+from imgsafety.result import SEVERITY, Result
+from imgsafety.session import PROVIDERS
+
+NOTHING_FLAGGED, FLAGGED, FAILED, INTERRUPTED = 0, 1, 2, 130
+
+
+def scanner_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that build a `Scanner`, the same for every command that judges."""
+    options = (
+        click.option(
+            "--policy",
+            default="default",
+            show_default=True,
+            help=f"Rules that turn scores into verdicts: {', '.join(shipped_policies())}, or a TOML file.",
+        ),
+        click.option("--model", type=click.Path(), help="Model file (.onnx) to use instead of the shipped one."),
+        click.option(
+            "--provider",
+            type=click.Choice(list(PROVIDERS)),
+            default="cpu",
+            show_default=True,
+            help="What runs the model. cuda and tensorrt need onnxruntime-gpu (see README).",
+        ),
+        click.option(
+            "--frames",
+            type=click.IntRange(1),
+            default=FRAMES,
+            show_default=True,
+            help="Frames of an animation that are judged, spread over its length.",
+        ),
+        click.option(
+            "--max-pixels",
+            type=click.IntRange(1),
+            default=MAX_PIXELS,
+            show_default=True,
+            help="Larger pictures are undecided, without being decoded.",
+        ),
+        click.option(
+            "--thorough",
+            is_flag=True,
+            help="Also judge tiles and turns of each picture: finds more of what is small or rotated, at 8 times the price.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+details_format = click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["text", "jsonl"]),
+    default="text",
+    show_default=True,
+    help="text is for people, jsonl for programs.",
+)
+
+
+def show(results: list[Result], format_: str) -> int:
+    """Print everything about a few results, and return the exit status that follows."""
+    for result in results:
+        lines = sink.describe(result) if format_ == "text" else [sink.to_jsonl(result).rstrip("\n")]
+        for line in lines:
+            click.echo(line)
+    return FLAGGED if any(result.flagged for result in results) else NOTHING_FLAGGED
+
+
+def summarise(counts: Mapping[str, int], where: str) -> int:
+    """Say how many pictures got which verdict, and return the exit status that follows."""
+    total = sum(counts.get(verdict, 0) for verdict in SEVERITY)
+    if not total:
+        raise SetupError(f"no pictures in {where}")
+    shown = ", ".join(f"{counts.get(verdict, 0):,} {verdict}" for verdict in ("allow", "review", "block", "undecided"))
+    click.echo(f"{total:,} pictures: {shown}; {counts['flagged']:,} flagged", err=True)
+    return FLAGGED if counts["flagged"] else NOTHING_FLAGGED
+
+
+@contextmanager
+def open_output(output: str | None) -> Iterator[TextIO]:
+    """The file to write to, or standard output. Names that are not UTF-8 keep their bytes."""
+    if output is None:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="surrogateescape")
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    try:
+        file = open(output, "w", encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115  # closed below
+    except OSError as problem:
+        raise SetupError(f"output {output} cannot be written: {problem.strerror}") from problem
+    with file:
+        yield file
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[list[int]]:
+    """Collect the first SIGINT or SIGTERM instead of dying of it; a second one ends the program as usual."""
+    received: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def note(number: int, _: object) -> None:
+        received.append(number)
+        for signal_, handler in earlier.items():
+            signal.signal(signal_, handler)
+        click.echo("imgsafety: finishing what was begun; once more to end at once", err=True)
+
+    earlier = {signal_: signal.signal(signal_, note) for signal_ in signals}
+    try:
+        yield received
+    finally:
+        for signal_, handler in earlier.items():
+            signal.signal(signal_, handler)
+
+
+def with_progress(results: Iterator[Result], candidates: Callable[[], Iterable[object]], done: int = 0) -> Iterator[Result]:
+    """Pass results through; on a terminal show rate, time left and what was flagged so far.
+
+    candidates: lists the same files again, beside the scan, so that the bar learns its total without holding up work.
+    done: how many of them were judged before.
+    """
+    if not sys.stderr.isatty():
+        yield from results
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rate, flagged_so_far = TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[flagged]:,} flagged")
+    columns = (BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), flagged_so_far)
+    # stdout is redirected through the bar only when it is the same terminal; a pipe must stay clean.
+    same_terminal = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=same_terminal) as progress:
+        task = progress.add_task("scan", total=None, completed=done, flagged=0, rate="")
+        count = threading.Thread(target=lambda: progress.update(task, total=sum(1 for _ in candidates())), daemon=True)
+        count.start()
+        flagged = 0
+        for result in results:
+            flagged += result.flagged
+            speed = progress.tasks[0].speed
+            progress.update(task, advance=1, flagged=flagged, rate=f"{speed:,.0f}/s" if speed else "")
+            yield result
