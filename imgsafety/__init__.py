@@ -5,7 +5,7 @@
     result.verdict, result.reasons       # "block", (Reason(rule="minor-exposed", ...),)
 """
 
-from imgsafety.errors import ImageError, ImgSafetyError, ModelError, PolicyError, SetupError
+from imgsafety.errors import FlaggedError, ImageError, ImgSafetyError, ModelError, PolicyError, SetupError
 from imgsafety.policy import Policy, load_policy
 from imgsafety.result import Reason, Result, Scores, Verdict
 from imgsafety.scan import Scanner
@@ -13,6 +13,7 @@ from imgsafety.source import find_images
 
 __version__ = "1.0.0"
 __all__ = [
+    "FlaggedError",
     "ImageError",
     "ImgSafetyError",
     "ModelError",

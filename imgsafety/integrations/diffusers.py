@@ -1,0 +1,173 @@
+"""The check inside diffusers: `SafetyChecker` for pipelines that have the slot, `guard` for all others.
+
+    pipeline = StableDiffusionPipeline.from_pretrained(…, safety_checker=SafetyChecker())
+    pipeline = guard(StableDiffusionXLPipeline.from_pretrained(…))
+
+In: what a pipeline made (PIL, numpy or torch; pictures or videos). Out: the same, with what is not allowed held back, and
+a `Result` for each. What a reader would get wrong: `guard` changes the pipeline itself, so that no other reference to
+it, and no `pipeline.to("cuda")`, goes round the check. Neither diffusers nor torch is imported here.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from imgsafety.errors import SetupError
+from imgsafety.integrations.flagged import OnFlagged, check_choice, held
+from imgsafety.result import SEVERITY, Result
+from imgsafety.scan import Scanner
+
+Pipeline = TypeVar("Pipeline")
+FIELDS = ("images", "frames")
+BEFORE = ("image", "video")
+
+
+class SafetyChecker:
+    """Fits the `safety_checker=` slot of Stable Diffusion pipelines.
+
+    on_flagged: `blank`, `raise` or `mark`, see `imgsafety.integrations.flagged`. `results` holds one `Result`
+    per picture of the last call. DeepFloyd IF calls its slot differently: use `guard` there.
+    """
+
+    def __init__(self, scanner: Scanner | None = None, on_flagged: OnFlagged = "blank") -> None:
+        check_choice(on_flagged)
+        self.scanner = scanner or Scanner()
+        self.on_flagged = on_flagged
+        self.results: tuple[Result, ...] = ()
+
+    def __call__(self, images: Any, clip_input: Any = None) -> tuple[Any, list[bool]]:  # noqa: ARG002  pipelines name it
+        """Judge `images` and return them with one flag each, True for what is not allowed.
+
+        images: numpy `(batch, height, width, channels)` in [0, 1], or torch `(batch, channels, height, width)` in
+        [-1, 1], as pipelines hand them over. clip_input is what their own checker looks at; it is not used.
+        """
+        if isinstance(images, np.ndarray):
+            pictures = images
+            self.results = tuple(self.scanner.check_many(images))
+        else:
+            # The pipeline will do this to what is not flagged, in this precision: so these are the pixels that leave.
+            pictures = (images * 0.5 + 0.5).clamp(0, 1)
+            self.results = tuple(self.scanner.check_tensor(pictures))
+        flags = held(self.results, self.on_flagged)
+        # It will not do it to what is flagged: black is 0 there, and a marked picture must come out finished.
+        kept = pictures if self.on_flagged == "mark" else _blank(pictures)
+        return _replace(images, {index: kept[index] for index, flag in enumerate(flags) if flag}), flags
+
+
+def guard(
+    pipeline: Pipeline, scanner: Scanner | None = None, on_flagged: OnFlagged = "blank", before: Sequence[str] = BEFORE
+) -> Pipeline:
+    """Put the check on the way out of any pipeline, and return it: every call is judged from now on.
+
+    on_flagged: `blank`, `raise` or `mark`, see `imgsafety.integrations.flagged`; a video is held back as a whole.
+    before: the call's arguments that hold a picture that came in; when one is given, each picture is judged as an
+    edit of it. Where `image` is no photograph (a pose or edge map), pass `before=()`.
+    One `Result` per picture or video is in `safety_results` of what the call returns (not on a tuple), and of the pipeline,
+    where the next call replaces them. Raises `SetupError` for `output_type="latent"`, which nobody can judge, and for
+    an answer without pictures. Call it last: `from_pipe` makes a new pipeline, without the guard.
+    """
+    check_choice(on_flagged)
+    judge = functools.partial(_judge, scanner or Scanner())
+    plain = type(pipeline)
+    call = plain.__call__
+    signature = inspect.signature(call)
+
+    @functools.wraps(call)
+    def guarded_call(self: Any, *args: Any, **kwargs: Any) -> Any:  # hands on what the pipeline's own signature takes
+        arguments = signature.bind(self, *args, **kwargs)
+        arguments.apply_defaults()
+        if arguments.arguments.get("output_type") == "latent":
+            raise SetupError('output_type="latent" cannot be judged; ask this pipeline for "pil", "np" or "pt"')
+        made = call(self, *args, **kwargs)
+        pictures = _pictures(made)
+        results = judge(pictures, _flatten([arguments.arguments.get(name) for name in before]))
+        self.safety_results = results
+        flags = held(results, on_flagged)
+        blanks = {} if on_flagged == "mark" else {index: _blank(pictures[index]) for index, flag in enumerate(flags) if flag}
+        return _give_back(made, _replace(pictures, blanks), results)
+
+    # Python looks `__call__` up on the class, so the pipeline gets one of its own. The name stays: diffusers writes it
+    # into saved configurations and chooses pipelines by it.
+    members = {"__call__": guarded_call, "__module__": plain.__module__, "__doc__": plain.__doc__}
+    pipeline.__class__ = type(plain.__name__, (plain,), members)
+    return pipeline
+
+
+def _pictures(made: Any) -> Any:
+    """The pictures or videos in what a pipeline returned: the first of a tuple, or the field that holds them."""
+    field = next((field for field in FIELDS if getattr(made, field, None) is not None), None)
+    pictures = made[0] if isinstance(made, tuple) and made else made if field is None else getattr(made, field)
+    if not isinstance(pictures, list) and getattr(pictures, "ndim", 0) not in (4, 5):
+        raise SetupError(f"the pipeline returned {type(made).__name__} without pictures that can be judged")
+    return pictures
+
+
+def _give_back(made: Any, pictures: Any, results: tuple[Result, ...]) -> Any:
+    if isinstance(made, tuple):
+        return (pictures, *made[1:])
+    for field in FIELDS:
+        if getattr(made, field, None) is not None:
+            setattr(made, field, pictures)
+            made.safety_results = results
+            return made
+    return pictures
+
+
+def _judge(scanner: Scanner, pictures: Any, before: Sequence[Any]) -> tuple[Result, ...]:
+    items = [_item(picture) for picture in pictures]
+    if not before:
+        return tuple(scanner.check_many(items))
+    if len(before) == len(items):
+        return tuple(scanner.check_edits(zip(before, items, strict=True)))
+    # Nobody can tell which picture became which: the worst pairing counts.
+    results = scanner.check_edits([(first, item) for item in items for first in before])
+    rows = [results[start : start + len(before)] for start in range(0, len(results), len(before))]
+    return tuple(max(row, key=lambda result: SEVERITY[result.verdict]) for row in rows)
+
+
+def _item(picture: Any) -> Any:
+    """One picture as it is; a video that is a list of frames as one array, so that its worst frame decides."""
+    if not isinstance(picture, list):
+        return picture
+    frames = [_array(frame) for frame in picture]
+    return np.stack(frames) if len({frame.shape for frame in frames}) == 1 else picture
+
+
+def _array(frame: Any) -> npt.NDArray[Any]:
+    return np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame)
+
+
+def _flatten(value: Any) -> list[Any]:
+    """Every picture in what a caller passed: one, a list of them, a stack, or none."""
+    if value is None:
+        return []
+    if isinstance(value, list | tuple):
+        return [picture for entry in value for picture in _flatten(entry)]
+    if getattr(value, "ndim", 0) in (4, 5):
+        return [picture for entry in value for picture in _flatten(entry)]
+    # Pipelines take tensors in [-1, 1] as well, and tell them by a value below 0, like this.
+    return [value * 0.5 + 0.5] if hasattr(value, "is_floating_point") and bool((value < 0).any()) else [value]
+
+
+def _blank(picture: Any) -> Any:
+    if isinstance(picture, list):
+        return [_blank(frame) for frame in picture]
+    if isinstance(picture, Image.Image):
+        return Image.new(picture.mode, picture.size)
+    return np.zeros_like(picture) if isinstance(picture, np.ndarray) else picture.new_zeros(picture.shape)
+
+
+def _replace(pictures: Any, others: dict[int, Any]) -> Any:
+    """A copy of a list, array or tensor of pictures with `others` in place; the rest is bit for bit the same."""
+    if not others:
+        return pictures
+    copy: Callable[[], Any] = getattr(pictures, "clone", None) or pictures.copy
+    replaced = copy()
+    for index, other in others.items():
+        replaced[index] = other
+    return replaced
