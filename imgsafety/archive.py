@@ -55,7 +55,7 @@ def list_members(path: Path) -> Iterator[Member]:
             yield _refuse_nested(replace(member, name=os.path.join(path, inner.lstrip("/"))))
     except Exception as problem:  # noqa: BLE001  # archives and their decompressors raise nearly every class on damaged bytes
         why = f"the archive breaks off: {problem}" if seen else f"not an archive that can be read: {problem}"
-        yield Member(os.path.join(path, "..." if seen else ""), path, _refusal(why), opaque=True)
+        yield Member(os.path.join(path, "...") if seen else os.fspath(path), path, _refusal(why), opaque=True)
 
 
 def _refuse_nested(member: Member) -> Member:
