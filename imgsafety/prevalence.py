@@ -1,0 +1,133 @@
+"""Counts to shares with intervals, as they are and corrected for the classifier's own errors.
+
+In: how many of how many pictures were flagged, and how often the classifier was right on labelled pictures. Out: `Share`s.
+What a reader would get wrong: a raw count is not a prevalence. With 2 % of apparent minors and a specificity of 95 %, two
+thirds of what is flagged is wrong, and the raw share is over three times too high.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from imgsafety.errors import SetupError
+
+CONFIDENCE = 0.95
+RATES_FILE = "operating_points.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share in [0, 1] with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> "Share":
+        """The same share of a whole that is `1 / factor` times as large."""
+        return Share(self.value * factor, self.low * factor, self.high * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCounts:
+    """Right and wrong answers on labelled pictures: true and false positives and negatives."""
+
+    tp: int
+    fn: int
+    tn: int
+    fp: int
+
+    @property
+    def sensitivity(self) -> float:
+        """The share of the pictures that are so that was flagged."""
+        return self.tp / (self.tp + self.fn)
+
+    @property
+    def specificity(self) -> float:
+        """The share of the pictures that are not so that was not flagged."""
+        return self.tn / (self.tn + self.fp)
+
+
+def raw_share(flagged: int, total: int, confidence: float = CONFIDENCE) -> Share | None:
+    """Return the share that was flagged, with Wilson's interval (1927); none of nothing."""
+    if not total:
+        return None
+    z, share = _z(confidence), flagged / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return Share(share, _clip(centre - half), _clip(centre + half))
+
+
+def corrected_share(flagged: int, total: int, errors: ErrorCounts, confidence: float = CONFIDENCE) -> Share | None:
+    """Return the share that is so, as far as one can tell from what was flagged.
+
+    The estimate is Rogan and Gladen's (1978). The interval is Lang and Reiczigel's (2014): it includes that sensitivity and
+    specificity are themselves estimates. None when there is nothing to count, or the classifier is no better than chance.
+    """
+    if not total or errors.sensitivity + errors.specificity <= 1:
+        return None
+    value = _rogan_gladen(flagged / total, errors.sensitivity, errors.specificity)
+    # Pseudo-observations keep the normal approximation honest near 0 and 1 (Agresti and Coull 1998).
+    z = _z(confidence)
+    n, n_se, n_sp = total + z * z, errors.tp + errors.fn + 2, errors.tn + errors.fp + 2
+    apparent, se, sp = (flagged + z * z / 2) / n, (errors.tp + 1) / n_se, (errors.tn + 1) / n_sp
+    share = _rogan_gladen(apparent, se, sp)
+    noise_se, noise_sp = se * (1 - se) / n_se, sp * (1 - sp) / n_sp
+    shift = 2 * z * z * (share * noise_se - (1 - share) * noise_sp)
+    variance = apparent * (1 - apparent) / n + share**2 * noise_se + (1 - share) ** 2 * noise_sp
+    half = z * math.sqrt(variance) / abs(se + sp - 1)
+    low, high = _clip(share + shift - half), _clip(share + shift + half)
+    return Share(_clip(value), min(low, _clip(value)), max(high, _clip(value)))
+
+
+def _rogan_gladen(apparent: float, sensitivity: float, specificity: float) -> float:
+    return (apparent + specificity - 1) / (sensitivity + specificity - 1)
+
+
+def _z(confidence: float) -> float:
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _clip(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
+
+
+def shipped_rates() -> Path | None:
+    """Return the path of the error counts that came with the shipped model, if there are any."""
+    here = Path(__file__).parent
+    found = [folder / RATES_FILE for folder in (here / "weights", here.parent / "weights") if (folder / RATES_FILE).is_file()]
+    return found[0] if found else None
+
+
+def load_rates(path: str | os.PathLike[str], model_sha256: str, policy: str) -> dict[str, ErrorCounts]:
+    """Read the error counts of a model at a policy's thresholds: `minimal-attire`, `apparent-minor`, or both.
+
+    Raises `SetupError` when the file cannot be read, or is about another model or policy:
+
+        {"model_sha256": "...", "policies": {"audit": {"minimal-attire": {"tp": 90, "fn": 10, "tn": 950, "fp": 50}}}}
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        measured_on, policies = content["model_sha256"], content["policies"]
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise SetupError(f"error rates {path} cannot be read: {problem!r}") from problem
+    if measured_on != model_sha256:
+        raise SetupError(f"the error rates of {path} were measured on another model ({str(measured_on)[:12]}…)")
+    if policy not in policies:
+        raise SetupError(f"{path} has no error rates at the thresholds of policy {policy!r}")
+    return {name: _parse_counts(counts, f"{path}: {policy}: {name}") for name, counts in policies[policy].items()}
+
+
+def _parse_counts(counts: Any, where: str) -> ErrorCounts:
+    names = ("tp", "fn", "tn", "fp")
+    if not isinstance(counts, Mapping) or any(type(counts.get(name)) is not int or counts[name] < 0 for name in names):
+        raise SetupError(f"{where}: needs whole numbers {', '.join(names)}")
+    found = ErrorCounts(*(counts[name] for name in names))
+    if not (found.tp + found.fn and found.tn + found.fp):
+        raise SetupError(f"{where}: needs labelled pictures of both kinds")
+    return found
