@@ -5,12 +5,14 @@ label: `minimal`, `revealing`, `clothed`, `no_person`, `not_minimal` (adults or 
 
 The promise: with the stated confidence, at most the stated share of such cases scores under the threshold.
 Candidates are tested from the safest upwards, each by the exact binomial bound, and the first failure stops
-(fixed-sequence testing, Learn then Test, Angelopoulos et al. 2021). It holds for pictures drawn like the
+(fixed-sequence testing, Learn then Test, Angelopoulos et al. 2021). Below that threshold the promise holds as well, so the
+threshold is then lowered as far as the recipe's share of false alarms allows. It holds for pictures drawn like the
 labelled ones, and for no others. Needs no torch.
 """
 
 import datetime
 import hashlib
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from scipy import stats
 from imgsafety import Scanner
 from imgsafety.policy import parse_policy
 from training.heads import EXPOSED, OLDEST
-from training.manifest import ADULT, Row, load_manifest, manifest_sha256
+from training.manifest import ADULT, ATTIRE_VALUES, ManifestError, Row, load_manifest, manifest_sha256
 from training.measure import Values, rate
 from training.predict import open_scanner
 from training.settings import load_settings
@@ -42,12 +44,16 @@ class TooFewRowsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """The chosen value, the promise it keeps, and what it rests on."""
+    """The chosen value, the promise it keeps, and what it rests on.
+
+    miss_bound: what the counts prove about the miss rate at this value (Clopper and Pearson); at or below the promise.
+    """
 
     value: float
     target_miss: float
     missed: int
     cases: int
+    miss_bound: float
     flagged_others: str
 
 
@@ -80,11 +86,11 @@ def main(
     plan = tomllib.loads((HERE / "recipes.toml").read_text(encoding="utf-8"))
     if recipe not in plan:
         raise click.UsageError(f"recipe {recipe!r} is not one of {', '.join(plan)}")
-    rows = [row for row in read_rows(data, split, settings.licences) if row.source not in settings.trust]
     scanner = open_scanner(model)
     try:
+        rows = [row for row in read_rows(data, split, settings.licences) if row.source not in settings.trust]
         text = calibrate(scanner, rows, data, recipe, plan[recipe], target_miss, confidence)
-    except TooFewRowsError as problem:
+    except (ManifestError, TooFewRowsError) as problem:
         raise click.ClickException(str(problem)) from problem
     parse_policy(text)  # what we write must be what the scanner reads
     output.write_text(text, encoding="utf-8")
@@ -101,11 +107,13 @@ def read_rows(data: Path, split: Path | None, licences: dict[str, str]) -> list[
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in folder.glob("*/**/*") if path.is_file())
 
 
 def _folder_row(path: Path) -> Row:
-    label = path.parts[0]
+    label, known = path.parts[0], (*ATTIRE_VALUES[1:], *FOLDER_AGES)
+    if label not in known:
+        raise ManifestError(f"folder {label!r} is not named for a label: {', '.join(known)}")
     if label in FOLDER_AGES:
         return Row(str(path), "folder", "the user's own", age=FOLDER_AGES[label])
     age = FOLDER_AGES["adult"] if label in EXPOSED else None
@@ -142,7 +150,7 @@ def calibrate(
             for score, miss in rule.get(key, {}).items():
                 promise = (key, score, target_miss or miss)
                 if promise not in found:
-                    found[promise] = _threshold(rows, scores[score], *promise, confidence)
+                    found[promise] = _threshold(rows, scores[score], *promise, confidence, recipe["false_alarms"])
                 chosen[score] = found[promise].value
             if chosen:
                 lines.append(f"{key} = {{ " + ", ".join(f"{score} = {value}" for score, value in chosen.items()) + " }")
@@ -167,17 +175,30 @@ def cases_of(rows: Sequence[Row], key: str, score: str) -> tuple[npt.NDArray[np.
     return minor, adult
 
 
-def _threshold(rows: Sequence[Row], scores: Values, key: str, score: str, miss: float, confidence: float) -> Threshold:
+def _threshold(
+    rows: Sequence[Row], scores: Values, key: str, score: str, miss: float, confidence: float, false_alarms: float
+) -> Threshold:
     cases, others = cases_of(rows, key, score)
     # `before_below` is a promise about high scores of clothed pictures: the same question, mirrored.
     sign = -1 if key == "before_below" else 1
-    value = sign * certified_threshold(sign * scores[cases], miss, confidence, f"{key} {score}")
-    # Rounded to the safe side, so that the written number keeps the promise.
-    value = round(float(value - sign * 0.5 * 10**-DECIMALS), DECIMALS) if 0 < value < 1 else float(value)
-    value = min(max(value, 0.0), 1.0)
+    promised = certified_threshold(sign * scores[cases], miss, confidence, f"{key} {score}")
+    # Where the promise leaves room, the room goes to finding more, as far as false alarms allow.
+    lowest = min(promised, affordable_threshold(sign * scores[others], false_alarms))
+    # Rounded down, which finds more, so that the written number keeps the promise.
+    value = min(max(sign * math.floor(lowest * 10**DECIMALS) / 10**DECIMALS, 0.0), 1.0)
     missed = int((sign * scores[cases] < sign * value).sum())
+    bound = float(stats.beta.ppf(confidence, missed + 1, max(int(cases.sum()) - missed, 1)))
     flagged = rate(sign * scores[others] >= sign * value)
-    return Threshold(value, miss, missed, int(cases.sum()), str(flagged))
+    return Threshold(value, miss, missed, int(cases.sum()), round(bound, DECIMALS), str(flagged))
+
+
+def affordable_threshold(scores: Values, false_alarms: float) -> float:
+    """The lowest threshold at which at most a share `false_alarms` of these scores `(n,)` is flagged."""
+    if not len(scores):
+        return math.inf
+    descending = np.sort(scores)[::-1]
+    allowed = int(false_alarms * len(scores))
+    return -math.inf if allowed >= len(scores) else float(np.nextafter(descending[allowed], math.inf))
 
 
 def certified_threshold(scores: Values, target_miss: float, confidence: float, what: str = "score") -> float:
@@ -228,6 +249,7 @@ threshold = {threshold.value}
 target_miss = {miss}
 missed = {threshold.missed}
 cases = {threshold.cases}
+miss_bound = {threshold.miss_bound}
 flagged_others = "{threshold.flagged_others}"
 '''
 

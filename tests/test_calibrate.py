@@ -1,0 +1,121 @@
+"""Thresholds that keep their promise, and a policy written from labelled pictures."""
+
+import tomllib
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from imgsafety import Scanner, load_policy
+from tests.drawn import write_labelled
+from training.calibrate import TooFewRowsError, affordable_threshold, certified_threshold, main
+
+# Labels of folders and the colour from which their pictures shade off; the toy model knows red, green and blue.
+FOLDERS = {"minimal": (250, 0, 0), "clothed": (0, 250, 0), "no_person": (0, 0, 0), "minor": (0, 60, 250), "adult": (0, 250, 0)}
+
+
+def random_scores(random, count):
+    """Uniform scores: the true miss rate of a threshold is the threshold itself."""
+    return random.uniform(0, 1, count)
+
+
+@pytest.mark.parametrize(("cases", "target", "confidence"), [(60, 0.1, 0.95), (300, 0.05, 0.9), (300, 0.2, 0.95)])
+def test_the_promise_holds_as_often_as_it_says(cases, target, confidence):
+    random = np.random.default_rng(0)
+    broken = np.mean([certified_threshold(random_scores(random, cases), target, confidence) > target for _ in range(4000)])
+    assert broken <= 1 - confidence + 0.01  # three standard errors
+    assert broken > (1 - confidence) / 4  # no more cautious than whole numbers of cases force it to be
+
+
+def test_the_threshold_is_the_highest_that_keeps_the_promise():
+    # 59 cases are the fewest that promise 5 % with 95 % confidence, and only if none of them is missed.
+    assert certified_threshold(np.arange(59.0), 0.05, 0.95) == 0.0
+    assert certified_threshold(np.arange(93.0), 0.05, 0.95) == 1.0
+
+
+@pytest.mark.parametrize("cases", [0, 1, 58])
+def test_too_few_cases_are_refused_with_the_number_needed(cases):
+    with pytest.raises(TooFewRowsError, match=rf"{cases} labelled cases .* at least 59 are needed"):
+        certified_threshold(np.ones(cases), 0.05, 0.95)
+
+
+def test_equal_scores_are_never_missed():
+    scores = np.full(200, 0.7)
+    assert (scores < certified_threshold(scores, 0.1, 0.95)).sum() == 0
+
+
+@pytest.fixture
+def labelled(tmp_path, draw):
+    """A folder per label, forty pictures in each, no two with the same score."""
+    random = np.random.default_rng(0)
+    for label, colour in FOLDERS.items():
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(40):
+            image = draw("nobody", (16, 16))
+            image.paste(tuple(int(level * random.uniform(0.55, 1)) for level in colour), (0, 0, 16, 16))
+            image.save(tmp_path / "data" / label / f"{number}.png")
+    return tmp_path / "data"
+
+
+def calibrate(data, model, *options):
+    output = data.parent / "policy.toml"
+    return CliRunner().invoke(main, ["--data", str(data), "--model", str(model), "--output", str(output), *options]), output
+
+
+def test_a_plain_folder_gives_a_policy_that_the_scanner_takes(labelled, toy_path):
+    ran, output = calibrate(labelled, toy_path, "--target-miss", "0.1")
+    assert ran.exit_code == 0, ran.output
+    scanner = Scanner(toy_path, output)
+    flagged = [result.flagged for result in scanner.scan(sorted((labelled / "minimal").iterdir()))]
+    assert np.mean(flagged) >= 0.9
+
+
+def test_each_threshold_is_written_with_its_promise(labelled, toy_path):
+    _, output = calibrate(labelled, toy_path, "--target-miss", "0.1", "--recipe", "strict")
+    table, policy = tomllib.loads(output.read_text()), load_policy(output)
+    promised = {(one["condition"], one["score"]): one for one in table["calibration"]["promise"]}
+    for rule in policy.rules:
+        for condition in ("when", "before_below"):
+            for score, threshold in getattr(rule, condition).items():
+                promise = promised[condition, score]
+                assert promise["threshold"] == threshold and promise["target_miss"] == 0.1
+                assert promise["cases"] == 40 and promise["missed"] <= 0.1 * 40
+    assert policy.name == "strict" and len(table["calibration"]["model_sha256"]) == 64
+
+
+def test_too_few_pictures_are_refused_and_nothing_is_written(labelled, toy_path):
+    ran, output = calibrate(labelled, toy_path, "--target-miss", "0.01")
+    assert ran.exit_code == 1 and "at least 299 are needed" in ran.output
+    assert not output.exists()
+
+
+def test_unreadable_pictures_are_no_cases(labelled, toy_path):
+    for path in (labelled / "minimal").iterdir():
+        path.write_bytes(b"not a picture")
+    ran, _ = calibrate(labelled, toy_path, "--target-miss", "0.1")
+    assert ran.exit_code == 1 and "0 labelled cases" in ran.output
+
+
+def test_a_folder_that_is_named_for_no_label_is_refused(labelled, toy_path):
+    (labelled / "minimal").rename(labelled / "minimal-attire")
+    ran, _ = calibrate(labelled, toy_path, "--target-miss", "0.1")
+    assert ran.exit_code == 1 and "'minimal-attire' is not named for a label" in ran.output
+
+
+def test_an_unknown_recipe_names_those_that_are_there(labelled, toy_path):
+    ran, _ = calibrate(labelled, toy_path, "--recipe", "mild")
+    assert ran.exit_code == 2 and "default, strict, audit" in ran.output
+
+
+def test_a_manifest_is_calibrated_on_like_a_folder(tmp_path, toy_path):
+    from tests.test_manifest import SETTINGS
+
+    data = write_labelled(tmp_path / "data", per_label=30)
+    ran, output = calibrate(data, toy_path, "--target-miss", "0.2", "--settings", str(SETTINGS.with_name("smoke.toml")))
+    assert ran.exit_code == 0, ran.output
+    assert load_policy(output).model == "toy 1"
+
+
+def test_affordable_threshold_flags_no_more_than_the_share() -> None:
+    scores = np.linspace(0, 1, 100)
+    assert (scores >= affordable_threshold(scores, 0.05)).sum() == 5

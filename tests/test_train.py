@@ -1,0 +1,217 @@
+"""Training end to end in seconds (training/smoke.toml), and the losses it rests on."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from imgsafety import Scanner, load_policy
+from tests.drawn import write_labelled
+from tests.test_manifest import SETTINGS
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from training import calibrate, evaluate, export, temperature, train  # noqa: E402
+from training.heads import AGE, ATTIRE, age_distribution, attire_target  # noqa: E402
+from training.model import build, has_folded_norms, load_network, restore_norms  # noqa: E402
+from training.onnx_file import read_spec  # noqa: E402
+from training.settings import load_settings  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+SMOKE = SETTINGS.with_name("smoke.toml")
+STEPS = 10
+
+
+def run(program, **options):
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    result = CliRunner().invoke(program.main, [*words, "--settings", str(SMOKE)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def train_here(data, output):
+    arguments = ["--data", str(data), "--output", str(output), "--settings", str(SMOKE), "--no-pretraining", "--device", "cpu"]
+    return CliRunner().invoke(train.main, arguments, catch_exceptions=False).output
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_labelled(tmp_path_factory.mktemp("labelled"), per_label=40)
+
+
+@pytest.fixture(scope="module")
+def killed(data, tmp_path_factory):
+    """Folder of a run that is killed as soon as it has a checkpoint, and went on afterwards."""
+    output = tmp_path_factory.mktemp("killed")
+    words = ["--data", data, "--output", output, "--settings", SMOKE, "--no-pretraining", "--device", "cpu"]
+    process = subprocess.Popen([sys.executable, "-m", "training.train", *map(str, words)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not (output / "checkpoint.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (output / "network.safetensors").exists()
+    (output / "log.txt").write_text(train_here(data, output))
+    return output
+
+
+@pytest.fixture(scope="module")
+def model(killed, data):
+    """The exported file, with temperatures fitted."""
+    path = killed / "smoke.onnx"
+    run(export, network=killed / "network.safetensors", output=path)
+    run(temperature, data=data, split=killed / "split.csv", model=path)
+    return path
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(killed):
+    steps = [int(line.split()[1].split("/")[0]) for line in (killed / "log.txt").read_text().splitlines()]
+    assert steps == list(range(steps[0], STEPS + 1)) and steps[0] > 1
+
+
+def test_a_killed_run_ends_where_one_that_was_not_ends(killed, data, tmp_path):
+    train_here(data, tmp_path)
+    whole, resumed = load_file(tmp_path / "network.safetensors"), load_file(killed / "network.safetensors")
+    gaps = [(whole[name].float() - resumed[name].float()).abs().max().item() for name in whole]
+    assert whole.keys() == resumed.keys() and max(gaps) < 1e-2
+
+
+def test_training_changes_all_but_the_frozen_layers(killed):
+    torch.manual_seed(load_settings(SMOKE).seed)
+    before, after = build("mobilenet_v2", None, 0.0, pretrained=False).half().float(), load_network(killed / "network.safetensors")
+    changed = {name for name, value in after.named_parameters() if not torch.equal(value, dict(before.named_parameters())[name])}
+    assert not [name for name in changed if name.startswith("layers.0.")]
+    assert {"evidence.attire.weight", "evidence.age.weight", "layers.18.0.weight"} <= changed
+
+
+def test_the_exported_file_carries_its_spec_and_temperatures(model):
+    import onnx
+
+    spec = read_spec(onnx.load(model))
+    assert (spec.identity, spec.size, [head.name for head in spec.heads]) == ("smoke 1", 64, ["attire", "age"])
+    assert all(head.temperature != 1.0 for head in spec.heads)
+
+
+def test_a_policy_is_calibrated_and_the_scanner_judges_with_it(model, killed, data):
+    policy = killed / "policy.toml"
+    run(calibrate, data=data, split=killed / "split.csv", model=model, target_miss=0.5, confidence=0.6, output=policy)
+    assert load_policy(policy).model == "smoke 1"
+    results = list(Scanner(model, policy).scan(sorted((data / "drawn_figures").iterdir())))
+    assert len(results) == 120 and {result.verdict for result in results} <= {"allow", "review", "block"}
+    assert all(0 <= result.apparent_age <= 100 for result in results if result.apparent_age is not None)
+
+
+def test_a_model_is_measured_on_held_out_pictures(model, killed, data):
+    words = ["--data", data, "--split", killed / "split.csv", "--model", model, "--quick", "--settings", SMOKE]
+    result = CliRunner().invoke(evaluate.main, list(map(str, words)), catch_exceptions=False)
+    assert result.exit_code == 0 and "AUROC" in result.output
+
+
+# Losses and the network.
+
+
+def loss(logits, target, trust=1.0):
+    logits = torch.tensor([logits], requires_grad=True)
+    return train.head_loss(logits, torch.tensor(np.array([target])), torch.tensor([trust])).item()
+
+
+LOGITS = [0.0, 1.0, 2.0, -1.0]
+SHARES = torch.softmax(torch.tensor(LOGITS), dim=0)
+
+
+def test_a_label_costs_minus_the_log_of_its_probability():
+    assert loss(LOGITS, attire_target("revealing")) == pytest.approx(-torch.log(SHARES[2]).item(), abs=1e-5)
+
+
+def test_a_set_costs_minus_the_log_of_its_probability():
+    assert loss(LOGITS, attire_target("not_minimal")) == pytest.approx(-torch.log(1 - SHARES[3]).item(), abs=1e-5)
+
+
+def test_unknown_costs_nothing():
+    assert loss(LOGITS, attire_target("")) == 0
+
+
+def test_an_exact_age_costs_cross_entropy():
+    logits = list(np.linspace(-1, 1, len(AGE.labels)).astype(float))
+    target = age_distribution(20)
+    expected = -(torch.tensor(target) * torch.log_softmax(torch.tensor(logits), 0)).sum().item()
+    assert loss(logits, target) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_doubtful_set_costs_less_when_it_seems_wrong():
+    sure_of_another = [-9.0, -9.0, -9.0, 9.0]
+    assert loss(sure_of_another, attire_target("not_minimal"), 0.75) < loss(sure_of_another, attire_target("not_minimal"))
+
+
+def test_a_label_and_its_gradient_stay_finite_however_wrong():
+    logits = torch.tensor([[-200.0, -200.0, -200.0, 200.0]], requires_grad=True)
+    train.head_loss(logits, torch.tensor(attire_target("clothed"))[None], torch.tensor([1.0])).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_expected_age_is_measured_in_decades_over_exact_ages():
+    at_20 = torch.log(torch.tensor(age_distribution(20)).clamp(min=1e-9))[None]
+    exact, unknown = torch.tensor(age_distribution(40))[None], torch.ones(1, len(AGE.labels))
+    assert train.expected_age_loss(at_20, exact).item() == pytest.approx(2, abs=0.15)
+    assert train.expected_age_loss(at_20, unknown).item() == 0
+
+
+def test_probabilities_are_distributions_and_maps_sum_to_them():
+    network = build("mobilenet_v2", None, 0.0, pretrained=False).eval()
+    with torch.no_grad():
+        attire, age, attire_map, age_map = network.answer(torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8))
+    assert attire.shape == (2, len(ATTIRE.labels)) and age.shape == (2, len(AGE.labels))
+    assert torch.allclose(attire.sum(1), torch.ones(2)) and torch.allclose(age_map.sum((2, 3)), age, atol=1e-5)
+    assert attire_map.shape == (2, len(ATTIRE.labels), 2, 3)
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18", "shufflenet_v2_x0_5"])
+def test_the_backbone_is_a_setting(backbone):
+    network = build(backbone, None, 0.0, pretrained=False).eval()
+    with torch.no_grad():
+        assert network(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))[0].shape == (1, len(ATTIRE.labels))
+
+
+def test_folded_norms_are_restored_without_changing_the_function(tmp_path):
+    from torchvision import models
+
+    torch.manual_seed(0)
+    classifier = models.mobilenet_v2(num_classes=1001)
+    for layer in classifier.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.bias.data.normal_(0, 0.1)
+            layer.running_var.fill_(1 - layer.eps)
+    save_file(classifier.state_dict(), tmp_path / "folded.safetensors")
+    network = build("mobilenet_v2", tmp_path / "folded.safetensors", 0.0).eval()
+    pixels = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        before = network(pixels)
+        assert has_folded_norms(network.layers)
+        restore_norms(network, pixels)
+        after, trained = network.eval()(pixels), network.train()(pixels)
+    assert not has_folded_norms(network.layers)
+    assert all(torch.allclose(one, other, atol=1e-3) for one, other in zip(before, after, strict=True))
+    assert all(torch.allclose(one, other, atol=0.1) for one, other in zip(before, trained, strict=True))
+
+
+def test_an_untrained_network_has_no_folded_norms():
+    assert not has_folded_norms(build("mobilenet_v2", None, 0.0, pretrained=False).layers)
+
+
+def test_a_setting_that_is_missing_or_unknown_is_named(tmp_path):
+    for text in (SMOKE.read_text().replace("seed = 1\n", ""), SMOKE.read_text().replace("seed = 1", "seed = 1\nsead = 2")):
+        (tmp_path / "settings.toml").write_text(text)
+        with pytest.raises(ValueError, match=r"settings\.toml: .*'(seed|sead)'"):
+            load_settings(tmp_path / "settings.toml")
+
+
+def test_the_real_settings_can_be_read_and_cover_their_sources():
+    settings = load_settings(SETTINGS)
+    assert {key.split("/")[0] for key in settings.shares} == set(settings.licences)
+    assert set(settings.trust) <= set(settings.licences)
