@@ -67,7 +67,8 @@ def corrected_share(flagged: int, total: int, errors: ErrorCounts, confidence: f
     """Return the share that is so, as far as one can tell from what was flagged.
 
     The estimate is Rogan and Gladen's (1978). The interval is Lang and Reiczigel's (2014): it includes that sensitivity and
-    specificity are themselves estimates. None when there is nothing to count, or the classifier is no better than chance.
+    specificity are themselves estimates. None when there is nothing to count, or nothing shows that the classifier is better
+    than chance.
     """
     if not total or errors.sensitivity + errors.specificity <= 1:
         return None
@@ -76,11 +77,13 @@ def corrected_share(flagged: int, total: int, errors: ErrorCounts, confidence: f
     z = _z(confidence)
     n, n_se, n_sp = total + z * z, errors.tp + errors.fn + 2, errors.tn + errors.fp + 2
     apparent, se, sp = (flagged + z * z / 2) / n, (errors.tp + 1) / n_se, (errors.tn + 1) / n_sp
+    if se + sp <= 1:
+        return None
     share = _rogan_gladen(apparent, se, sp)
     noise_se, noise_sp = se * (1 - se) / n_se, sp * (1 - sp) / n_sp
     shift = 2 * z * z * (share * noise_se - (1 - share) * noise_sp)
     variance = apparent * (1 - apparent) / n + share**2 * noise_se + (1 - share) ** 2 * noise_sp
-    half = z * math.sqrt(variance) / abs(se + sp - 1)
+    half = z * math.sqrt(variance) / (se + sp - 1)
     low, high = _clip(share + shift - half), _clip(share + shift + half)
     return Share(_clip(value), min(low, _clip(value)), max(high, _clip(value)))
 
