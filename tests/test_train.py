@@ -79,7 +79,7 @@ def test_a_killed_run_ends_where_one_that_was_not_ends(killed, data, tmp_path):
     train_here(data, tmp_path)
     whole, resumed = load_file(tmp_path / "network.safetensors"), load_file(killed / "network.safetensors")
     gaps = [(whole[name].float() - resumed[name].float()).abs().max().item() for name in whole]
-    assert whole.keys() == resumed.keys() and max(gaps) < 1e-2
+    assert whole.keys() == resumed.keys() and max(gaps) < 2e-3
 
 
 def test_training_changes_all_but_the_frozen_layers(killed):
