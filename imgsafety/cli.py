@@ -14,6 +14,7 @@ from imgsafety.commands.decide import decide
 from imgsafety.commands.info import info
 from imgsafety.commands.scan import scan
 from imgsafety.commands.selftest import selftest
+from imgsafety.commands.serve import serve
 from imgsafety.errors import ImgSafetyError
 from imgsafety.terminal import FAILED, INTERRUPTED, NOTHING_FLAGGED
 
@@ -46,7 +47,7 @@ def cli() -> None:
     """
 
 
-for _command in (scan, check, check_edit, decide, info, selftest):
+for _command in (scan, check, check_edit, decide, info, selftest, serve):
     cli.add_command(_command)
 
 

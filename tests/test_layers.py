@@ -13,13 +13,13 @@ PACKAGE = Path(imgsafety.__file__).parent
 LAYERS = (
     {"errors", "result"},
     {"spec", "archive"},
-    {"source", "decode", "preprocess", "session", "policy", "sink", "where", "store", "prevalence"},
+    {"source", "decode", "preprocess", "session", "policy", "flagged", "sink", "where", "store", "prevalence"},
     {"tensor", "batching", "selftest", "report"},
     {"scan"},
-    {"runs", "watch"},
+    {"runs", "watch", "integrations"},
     {"terminal"},
     {"commands"},
-    {"cli", "integrations"},
+    {"cli"},
     {"__init__", "__main__"},
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

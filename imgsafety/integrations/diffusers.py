@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from imgsafety.errors import SetupError
-from imgsafety.integrations.flagged import OnFlagged, check_choice, held
+from imgsafety.flagged import OnFlagged, check_choice, held
 from imgsafety.result import SEVERITY, Result
 from imgsafety.scan import Scanner
 
@@ -30,7 +30,7 @@ BEFORE = ("image", "video")
 class SafetyChecker:
     """Fits the `safety_checker=` slot of Stable Diffusion pipelines.
 
-    on_flagged: `blank`, `raise` or `mark`, see `imgsafety.integrations.flagged`. `results` holds one `Result`
+    on_flagged: `blank`, `raise` or `mark`, see `imgsafety.flagged`. `results` holds one `Result`
     per picture of the last call. DeepFloyd IF calls its slot differently: use `guard` there.
     """
 
@@ -64,7 +64,7 @@ def guard(
 ) -> Pipeline:
     """Put the check on the way out of any pipeline, and return it: every call is judged from now on.
 
-    on_flagged: `blank`, `raise` or `mark`, see `imgsafety.integrations.flagged`; a video is held back as a whole.
+    on_flagged: `blank`, `raise` or `mark`, see `imgsafety.flagged`; a video is held back as a whole.
     before: the call's arguments that hold a picture that came in; when one is given, each picture is judged as an
     edit of it. Where `image` is no photograph (a pose or edge map), pass `before=()`.
     One `Result` per picture or video is in `safety_results` of what the call returns (not on a tuple), and of the pipeline,
