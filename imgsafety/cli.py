@@ -12,6 +12,7 @@ from imgsafety import __version__
 from imgsafety.commands.check import check, check_edit
 from imgsafety.commands.decide import decide
 from imgsafety.commands.info import info
+from imgsafety.commands.report import report
 from imgsafety.commands.scan import scan
 from imgsafety.commands.selftest import selftest
 from imgsafety.commands.serve import serve
@@ -47,7 +48,7 @@ def cli() -> None:
     """
 
 
-for _command in (scan, check, check_edit, decide, info, selftest, serve):
+for _command in (scan, check, check_edit, decide, info, report, selftest, serve):
     cli.add_command(_command)
 
 

@@ -134,3 +134,11 @@ def _parse_counts(counts: Any, where: str) -> ErrorCounts:
     if not (found.tp + found.fn and found.tn + found.fp):
         raise SetupError(f"{where}: needs labelled pictures of both kinds")
     return found
+
+
+def difference(first: Share, second: Share) -> Share:
+    """Return first minus second, for shares of independent pictures (Newcombe 1998; Zou and Donner 2008)."""
+    value = first.value - second.value
+    low = value - math.hypot(first.value - first.low, second.high - second.value)
+    high = value + math.hypot(first.high - first.value, second.value - second.low)
+    return Share(value, low, high)

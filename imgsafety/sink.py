@@ -7,13 +7,16 @@ What a reader would get wrong: file names are untrusted. Text output escapes wha
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
+from imgsafety.errors import SetupError
 from imgsafety.result import Result
 
 CSV_COLUMNS = (
     "path sha256 verdict reasons minimal_attire minor under_25 apparent_age apparent_age_low apparent_age_high frame error"
 ).split()
+ROW_GROUP = 50_000
 
 
 def to_text(result: Result) -> str:
@@ -77,3 +80,31 @@ def _csv_line(cells: list[object]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(cells)
     return line.getvalue()
+
+
+def write_parquet(results: Iterable[Result], heads: Sequence[tuple[str, Sequence[str]]], path: str) -> None:
+    """Write results as a Parquet file: the columns of CSV, and one more for every label of every head.
+
+    heads: names and labels. Names that are not UTF-8 are escaped, because Parquet's text cannot hold them. Raises `SetupError`
+    without the packages of the extra `parquet`.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as problem:
+        raise SetupError("Parquet needs more packages: pip install 'imgsafety[parquet]'") from problem
+    text, number = pyarrow.string(), pyarrow.float32()
+    types = {"reasons": pyarrow.list_(text), "frame": pyarrow.int32()} | dict.fromkeys(("path", "sha256", "verdict", "error"), text)
+    names = {f"{head}.{label}": (head, label) for head, labels in heads for label in labels}
+    schema = pyarrow.schema([(column, types.get(column, number)) for column in (*CSV_COLUMNS, *names)])
+    iterator = iter(results)
+    with parquet.ParquetWriter(path, schema) as writer:
+        while batch := list(islice(iterator, ROW_GROUP)):
+            writer.write_table(pyarrow.Table.from_pylist([_parquet_row(result, names) for result in batch], schema))
+
+
+def _parquet_row(result: Result, names: Mapping[str, tuple[str, str]]) -> dict[str, object]:
+    row: dict[str, object] = {column: getattr(result, column) for column in CSV_COLUMNS}
+    row |= {"path": printable(result.path or ""), "error": printable(result.error) if result.error else None}
+    row["reasons"] = [reason.rule for reason in result.reasons]
+    return row | {name: result.scores.get(head, {}).get(label) for name, (head, label) in names.items()}

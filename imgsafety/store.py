@@ -192,6 +192,17 @@ class Store:
         with closing(self._connection.cursor()) as cursor:
             yield from cursor.execute(sql, values)
 
+    def changes(self, other: "Store") -> list[tuple[str, str, int]]:
+        """Return verdict here, verdict there, and how many pictures that both runs hold have these two."""
+        self._connection.execute("ATTACH ? AS other", (f"{other.path.absolute().as_uri()}?mode=ro",))
+        try:
+            return self._connection.execute(
+                "SELECT mine.verdict, theirs.verdict, count(*) FROM main.pictures AS mine "
+                "JOIN other.pictures AS theirs USING (sha256) GROUP BY 1, 2 ORDER BY 1, 2"
+            ).fetchall()
+        finally:
+            self._connection.execute("DETACH other")
+
     def pictures(self, after: int, count: int) -> list[tuple[int, str, str | None, Opinion]]:
         """Return id, SHA-256, error and opinion of up to `count` pictures whose id is above `after`."""
         width = sum(len(labels) for _, labels in self.heads)

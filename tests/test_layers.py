@@ -15,7 +15,7 @@ LAYERS = (
     {"spec", "archive"},
     {"source", "decode", "preprocess", "session", "policy", "flagged", "sink", "where", "store", "prevalence"},
     {"tensor", "batching", "selftest", "report"},
-    {"scan"},
+    {"scan", "page"},
     {"runs", "watch", "integrations"},
     {"terminal"},
     {"commands"},

@@ -1,0 +1,90 @@
+"""`imgsafety report`: what a run found, for people (HTML) and for programs (JSON, CSV, Parquet)."""
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from imgsafety import sink
+from imgsafety.errors import SetupError
+from imgsafety.page import to_html
+from imgsafety.report import MOST_FLAGGED, VIEWS, compare, find_rates, list_flagged, summarise
+from imgsafety.store import Store, open_to_read
+from imgsafety.terminal import NOTHING_FLAGGED, open_output
+
+FILE = click.Path(dir_okay=False)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=FILE)
+@click.option("--html", type=FILE, help="Write one self-contained page. Needs the extra `report`.")
+@click.option("--json", "json_", type=FILE, help="Write all figures, without the list of files.")
+@click.option("--csv", type=FILE, help="Write every file with its scores and verdict as a table.")
+@click.option("--parquet", type=FILE, help="The same as Parquet, with every score. Needs the extra `parquet`.")
+@click.option(
+    "--duplicates",
+    type=click.Choice(list(VIEWS)),
+    default="count",
+    show_default=True,
+    help="Count every file, or files with the same bytes once.",
+)
+@click.option("--error-rates", type=FILE, help="Correct by these counts of right and wrong answers instead of the shipped ones.")
+@click.option(
+    "--rows", type=click.IntRange(0), default=MOST_FLAGGED, show_default=True, help="Flagged files that the page lists, at most."
+)
+def report(
+    runs: tuple[str, ...],
+    html: str | None,
+    json_: str | None,
+    csv: str | None,
+    parquet: str | None,
+    duplicates: str,
+    error_rates: str | None,
+    rows: int,
+) -> int:
+    """Report what a scan into RUN found, or what changed from one RUN to a second.
+
+    Without an option, says the figures that can be quoted. Reports may be made while the scan goes on.
+    """
+    if len(runs) > 2:
+        raise click.UsageError("a report is of one run, or compares two")
+    if (csv or parquet) and len(runs) == 2:
+        raise click.UsageError("--csv and --parquet write the files of one run")
+    with ExitStack() as stack:
+        stores = [stack.enter_context(open_to_read(run)) for run in runs]
+        summaries = [summarise(store, find_rates(store, error_rates), duplicates) for store in stores]
+        changes = compare(*stores, summaries) if len(stores) == 2 else None
+        if html:
+            flagged = [list_flagged(store, duplicates, rows) for store in stores]
+            _write(html, to_html(summaries, flagged, changes))
+        if json_:
+            _write(json_, json.dumps({"runs": summaries, "changes": changes}, indent=2) + "\n")
+        if csv:
+            _write_csv(csv, stores[0], VIEWS[duplicates])
+        if parquet:
+            sink.write_parquet(stores[0].results(VIEWS[duplicates]), stores[0].heads, parquet)
+    _say(summaries)
+    return NOTHING_FLAGGED
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as problem:
+        raise SetupError(f"output {path} cannot be written: {problem.strerror}") from problem
+
+
+def _write_csv(path: str, store: Store, view: str) -> None:
+    with open_output(path) as file:
+        file.write(sink.HEADERS["csv"])
+        file.writelines(map(sink.to_csv, store.results(view)))
+
+
+def _say(summaries: Sequence[dict[str, Any]]) -> None:
+    for summary in summaries:
+        click.echo(f"{summary['name']}: {summary['quote']}")
+        if "unknown" in summary["error_rates"]:
+            click.echo(f"{summary['name']}: not corrected: {summary['error_rates']['unknown']}", err=True)

@@ -1,0 +1,287 @@
+"""A run to the figures of its report, as plain JSON values; `page.py` makes a page of them.
+
+In: a `Store`, and error rates to correct counts with. Out: a dictionary (`summarise`) with a sentence that can be quoted.
+What a reader would get wrong: undecided pictures are in no share; they are counted beside it. File names are hostile text and
+leave here escaped.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from imgsafety.errors import SetupError
+from imgsafety.policy import load_policy, shipped_policies
+from imgsafety.prevalence import ErrorCounts, Share, corrected_share, difference, load_rates, raw_share, shipped_rates
+from imgsafety.result import SEVERITY
+from imgsafety.sink import printable
+from imgsafety.store import Store
+
+BINS = {"minimal_attire": 40, "minor": 40, "age": 100}
+MOST_GROUPS = 60  # rows of the tables over folders and over time
+MOST_ERRORS = 30
+MOST_FLAGGED = 100_000
+VIEWS = {"count": "results", "once": "distinct_results"}
+UNKNOWN_RATES = "no error rates of this model are known"
+FLAGGED_COLUMNS = ("path", "verdict", "rules", "minimal_attire", "minor", "under_25", "age", "date", "sha256", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What one pass over the results counts; `what`, `folders` and `days` count files, judged, people, minimal, minor, ..."""
+
+    verdicts: Counter[str] = field(default_factory=Counter)
+    rules: Counter[str] = field(default_factory=Counter)
+    attire: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    what: Counter[str] = field(default_factory=Counter)
+    folders: dict[str, Counter[str]] = field(default_factory=dict)
+    days: dict[str, Counter[str]] = field(default_factory=dict)
+    bins: dict[str, Counter[int]] = field(default_factory=lambda: {name: Counter() for name in BINS})
+
+
+def find_rates(store: Store, path: str | os.PathLike[str] | None = None) -> dict[str, ErrorCounts] | str:
+    """Return the error counts that fit a run, or the reason why there are none.
+
+    path: a file of the user's own; one that does not fit raises `SetupError`. None is the file that came with the model.
+    """
+    model, policy = store.fact("model"), store.fact("policy")
+    if path is not None:
+        return load_rates(path, model["sha256"], policy["name"])
+    shipped = shipped_rates()
+    if shipped is None:
+        return UNKNOWN_RATES
+    if policy["name"] not in shipped_policies() or load_policy(policy["name"]).sha256 != policy["sha256"]:
+        return "error rates are known only at the thresholds of the shipped policies"
+    try:
+        return load_rates(shipped, model["sha256"], policy["name"])
+    except SetupError as problem:
+        return f"{UNKNOWN_RATES}: {problem}"
+
+
+def summarise(store: Store, rates: dict[str, ErrorCounts] | str, duplicates: str = "count") -> dict[str, Any]:
+    """Count a run and return everything that its report says, as plain JSON values.
+
+    duplicates: `count` counts every file, `once` counts files with the same bytes once.
+    """
+    if store.fact("model") is None:
+        raise SetupError(f"run {store.path} is empty: nothing was scanned into it")
+    thresholds = {score: _threshold(store.fact("policy")["rules"], score) for score in ("minimal_attire", "minor")}
+    root = _root(store)
+    tally = _tally(store, VIEWS[duplicates], root, thresholds)
+    ((files, pictures),) = store.query("SELECT count(*), count(DISTINCT sha256) FROM files")
+    summary = {
+        "run": {name: store.fact(name) for name in ("model", "policy", "settings", "selection", "versions", "started", "finished")},
+        "name": store.path.name,
+        "root": printable(root),
+        "duplicates": duplicates,
+        "files": files,
+        "distinct_pictures": pictures,
+        "counted": sum(tally.verdicts.values()),
+        "judged": tally.what["judged"],
+        "with_people": tally.what["people"],
+        "flagged": tally.what["flagged"],
+        "verdicts": {verdict: tally.verdicts[verdict] for verdict in SEVERITY},
+        "rules": dict(tally.rules.most_common()),
+        "attire": {label: tally.attire[label] for name, labels in store.heads if name == "attire" for label in labels},
+        "thresholds": thresholds,
+        "figures": _figures(tally, thresholds, rates),
+        "error_rates": _describe_rates(rates),
+        "histograms": {name: [bins[index] for index in range(BINS[name])] for name, bins in tally.bins.items()},
+        "folders": _roll_up(tally.folders, _folder_levels(tally.folders)),
+        "dates": _roll_up(tally.days, [{day: day[:length] for day in tally.days} for length in (10, 7, 4)]),
+        "undecided": dict(tally.errors.most_common(MOST_ERRORS)),
+    }
+    return {**summary, "quote": quote(summary)}
+
+
+def _threshold(rules: Sequence[Mapping[str, Any]], score: str) -> float | None:
+    """The value at which a policy says that a picture is so: that of the rule about this score alone, else the lowest."""
+    named = [rule["when"] for rule in rules if score in rule["when"] and not rule["before_below"]]
+    alone = [when[score] for when in named if len(when) == 1]
+    return min(alone or [when[score] for when in named], default=None)
+
+
+def _root(store: Store) -> str:
+    """The folder that all paths are below."""
+    root: str = os.path.commonpath(store.fact("selection")["paths"])
+    return root if os.path.isdir(root) or not os.path.splitext(root)[1] else os.path.dirname(root)
+
+
+def _tally(store: Store, view: str, root: str, thresholds: Mapping[str, float | None]) -> Tally:
+    tally = Tally()
+    columns = "path, mtime_ns, verdict, reasons, error, minimal_attire, minor, apparent_age, attire"
+    for path, mtime_ns, verdict, reasons, error, minimal, minor, age, attire in store.query(f"SELECT {columns} FROM {view}"):  # noqa: S608
+        rules = [rule for rule, *_ in json.loads(reasons)] if reasons != "[]" else []
+        what = ["files"]
+        if verdict == "undecided":
+            what.append("undecided")
+            tally.errors[re.sub(r"\d+", "…", printable(error or "unknown"))] += 1
+        if rules or verdict != "allow":
+            what.append("flagged")
+        if attire is not None:
+            what += _traits(minimal, minor, age, thresholds)
+            tally.attire[attire] += 1
+            _fill_bins(tally, minimal, minor, age)
+        tally.verdicts[verdict] += 1
+        tally.rules.update(rules)
+        tally.what.update(what)
+        tally.folders.setdefault(_below(os.path.dirname(os.fsdecode(path)), root), Counter()).update(what)
+        tally.days.setdefault(_day(mtime_ns), Counter()).update(what)
+    return tally
+
+
+def _traits(minimal: float | None, minor: float | None, age: float | None, thresholds: Mapping[str, float | None]) -> Iterator[str]:
+    """What a judged picture counts as. An apparent minor needs somebody who is seen."""
+    yield "judged"
+    if age is not None:
+        yield "people"
+    is_minimal = _reaches(minimal, thresholds["minimal_attire"])
+    is_minor = age is not None and _reaches(minor, thresholds["minor"])
+    if is_minimal:
+        yield "minimal"
+    if is_minor:
+        yield "minor"
+    if is_minimal and is_minor:
+        yield "both"
+
+
+def _reaches(score: float | None, threshold: float | None) -> bool:
+    return score is not None and threshold is not None and score >= threshold
+
+
+def _fill_bins(tally: Tally, minimal: float | None, minor: float | None, age: float | None) -> None:
+    for name, score in (("minimal_attire", minimal), ("minor", minor)):
+        if score is not None and (name != "minor" or age is not None):
+            tally.bins[name][min(int(score * BINS[name]), BINS[name] - 1)] += 1
+    if age is not None:
+        tally.bins["age"][min(int(age), BINS["age"] - 1)] += 1
+
+
+def _below(folder: str, root: str) -> str:
+    return printable(folder[len(root) :].lstrip("/")) if folder.startswith(root) else printable(folder)
+
+
+def _day(mtime_ns: int | None) -> str:
+    try:
+        return datetime.fromtimestamp((mtime_ns or 0) / 1e9, UTC).date().isoformat() if mtime_ns is not None else "unknown"
+    except (OverflowError, ValueError, OSError):  # a file may claim any date
+        return "unknown"
+
+
+def _folder_levels(folders: Mapping[str, Counter[str]]) -> list[dict[str, str]]:
+    """Each folder's ancestor at each depth, the deepest first."""
+    depth = max((name.count("/") + 1 for name in folders), default=0)
+    return [{name: "/".join(name.split("/")[:level]) for name in folders} for level in range(depth, -1, -1)]
+
+
+def _roll_up(groups: Mapping[str, Counter[str]], levels: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Join groups at the first level that leaves few enough rows; if none does, keep the largest and say so."""
+    level = next((level for level in levels if len(set(level.values())) <= MOST_GROUPS), levels[-1] if levels else {})
+    joined: dict[str, Counter[str]] = {}
+    for name, counts in groups.items():
+        joined.setdefault(level[name], Counter()).update(counts)
+    names = sorted(joined, key=lambda name: -joined[name]["files"])
+    for name in names[MOST_GROUPS:]:
+        joined.setdefault("(all others)", Counter()).update(joined.pop(name))
+    return [{"name": name, **counts} for name, counts in sorted(joined.items())]
+
+
+def _figures(tally: Tally, thresholds: Mapping[str, float | None], rates: dict[str, ErrorCounts] | str) -> dict[str, Any]:
+    """The three figures of an audit, as counted and as corrected.
+
+    The error rate of the minor score is measured on pictures of people, so it corrects the share among those. Among people in
+    minimal attire no one can measure it lawfully, so that share stays as counted.
+    """
+    what, known = tally.what, rates if isinstance(rates, dict) else {}
+    judged, people = what["judged"], what["people"]
+    minimal, minor = (known.get(name) for name in ("minimal-attire", "apparent-minor"))
+    of_all = corrected_share(what["minimal"], judged, minimal) if minimal else None
+    of_people = corrected_share(what["minor"], people, minor) if minor else None
+    return {
+        "minimal_attire": _figure(what["minimal"], judged, thresholds["minimal_attire"], of_all),
+        "minor_in_minimal_attire": _figure(what["both"], what["minimal"], thresholds["minor"], None),
+        "minor": _figure(what["minor"], judged, thresholds["minor"], of_people.scaled(people / judged) if of_people else None),
+    }
+
+
+def _figure(count: int, total: int, threshold: float | None, corrected: Share | None) -> dict[str, Any]:
+    raw = raw_share(count, total) if threshold is not None else None
+    return {"count": count, "of": total, "raw": asdict(raw) if raw else None, "corrected": asdict(corrected) if corrected else None}
+
+
+def _describe_rates(rates: dict[str, ErrorCounts] | str) -> dict[str, Any]:
+    if isinstance(rates, str):
+        return {"unknown": rates}
+    return {name: {**asdict(one), "sensitivity": one.sensitivity, "specificity": one.specificity} for name, one in rates.items()}
+
+
+def quote(summary: Mapping[str, Any]) -> str:
+    """The three figures on one line that can be quoted as it stands."""
+    figures, sample = summary["figures"], summary["run"]["selection"]["sample"]
+    unfinished = "" if summary["run"]["finished"] else " so far, in a scan that is not finished"
+    whole = f"{summary['judged']:,} pictures{' of a random sample' if sample else ''} that could be judged{unfinished}"
+    model, policy = summary["run"]["model"]["name"], summary["run"]["policy"]["name"]
+    minimal, minor = _say(figures["minimal_attire"]), _say(figures["minor"])
+    both = _say(figures["minor_in_minimal_attire"], corrects=False)
+    return (
+        f"Of {whole}, {minimal} show people in minimal attire; of those, {both} show somebody who appears to be a minor; "
+        f"of all, {minor} show somebody who appears to be a minor. "
+        f"({model}, policy {policy}; {summary['verdicts']['undecided']:,} more were undecided.)"
+    )
+
+
+def _say(figure: Mapping[str, Any], corrects: bool = True) -> str:
+    if figure["raw"] is None:
+        return "an unknown share"
+    raw, corrected = percent(figure["raw"]["value"]), figure["corrected"]
+    if not corrects:
+        return f"{raw} (as counted)"
+    if corrected is None:
+        return f"{raw} (as counted; not corrected for the classifier's errors)"
+    low, high = percent(corrected["low"]), percent(corrected["high"])
+    return f"{percent(corrected['value'])} (95 % interval {low} to {high}, corrected for the classifier's errors; as counted {raw})"
+
+
+def percent(share: float) -> str:
+    """A share as text, with as many places as small shares need."""
+    return f"{100 * share:.2f} %" if 0 < share < 0.01 else f"{100 * share:.1f} %"
+
+
+def list_flagged(store: Store, duplicates: str = "count", limit: int = MOST_FLAGGED) -> list[list[Any]]:
+    """Return `FLAGGED_COLUMNS` of what is flagged, gravest first."""
+    root = _root(store)
+    gravity = " ".join(f"WHEN '{verdict}' THEN {rank}" for verdict, rank in SEVERITY.items())
+    rows = store.query(
+        "SELECT path, verdict, reasons, minimal_attire, minor, under_25, apparent_age, mtime_ns, sha256, error "  # noqa: S608  # our own
+        f"FROM {VIEWS[duplicates]} WHERE verdict != 'allow' OR reasons != '[]' "
+        f"ORDER BY CASE verdict {gravity} END DESC, reasons != '[]' DESC, minimal_attire DESC, path LIMIT ?",
+        (limit,),
+    )
+    return [_flagged_row(row, root) for row in rows]
+
+
+def _flagged_row(row: Sequence[Any], root: str) -> list[Any]:
+    path, verdict, reasons, minimal, minor, under_25, age, mtime_ns, sha256, error = row
+    rules = " ".join(rule for rule, *_ in json.loads(reasons))
+    scores = [None if score is None else round(score, 3) for score in (minimal, minor, under_25)]
+    years = None if age is None else round(age)
+    return [_below(os.fsdecode(path), root), verdict, rules, *scores, years, _day(mtime_ns), sha256, printable(error or "")]
+
+
+def compare(first: Store, second: Store, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Say what changed from one run to another: each figure's difference, and verdicts on bytes that both hold."""
+    before, after = (summary["figures"] for summary in summaries)
+    kinds = ("raw", "corrected")
+    return {
+        "figures": {name: {kind: _change(before[name][kind], after[name][kind]) for kind in kinds} for name in before},
+        "verdicts": [{"before": a, "after": b, "pictures": count} for a, b, count in first.changes(second)],
+    }
+
+
+def _change(before: dict[str, float] | None, after: dict[str, float] | None) -> dict[str, float] | None:
+    return asdict(difference(Share(**after), Share(**before))) if before and after else None
