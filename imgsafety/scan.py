@@ -122,9 +122,19 @@ class Scanner:
             raise SetupError("maps describe the whole picture; ask a scanner that is not thorough for them")
         return self._decide(self._score([self._prepare(item)], self.session, maps)[0])
 
-    def check_many(self, items: Iterable[Any]) -> list[Result]:
-        """Judge the pictures of one batch; one result each, in their order. For many, `scan` is lazy and faster."""
-        return self._judge(list(items), self.session)
+    def check_many(self, items: Iterable[Any], before: Sequence[Any] = ()) -> list[Result]:
+        """Judge the pictures of one batch; one result each, in their order. For many, `scan` is lazy and faster.
+
+        before: the pictures they were made from, if any. As many as items are paired with them in order; otherwise
+        nobody can tell which became which, and the worst pairing counts.
+        """
+        items = list(items)
+        if not before:
+            return self._judge(items, self.session)
+        if len(before) == len(items):
+            return self.check_edits(zip(before, items, strict=True))
+        results = iter(self.check_edits([(first, item) for item in items for first in before]))
+        return [max(islice(results, len(before)), key=lambda result: SEVERITY[result.verdict]) for _ in items]
 
     def check_tensor(self, tensor: Any, value_range: tuple[float, float] = (0.0, 1.0)) -> list[Result]:
         """Judge each picture of a torch tensor `(batch, channels, height, width)` of any float type, on any device.

@@ -19,7 +19,7 @@ from PIL import Image
 
 from imgsafety.errors import SetupError
 from imgsafety.flagged import OnFlagged, check_choice, held
-from imgsafety.result import SEVERITY, Result
+from imgsafety.result import Result
 from imgsafety.scan import Scanner
 
 Pipeline = TypeVar("Pipeline")
@@ -72,7 +72,7 @@ def guard(
     an answer without pictures. Call it last: `from_pipe` makes a new pipeline, without the guard.
     """
     check_choice(on_flagged)
-    judge = functools.partial(_judge, scanner or Scanner())
+    judging = scanner or Scanner()
     plain = type(pipeline)
     call = plain.__call__
     signature = inspect.signature(call)
@@ -85,7 +85,8 @@ def guard(
             raise SetupError('output_type="latent" cannot be judged; ask this pipeline for "pil", "np" or "pt"')
         made = call(self, *args, **kwargs)
         pictures = _pictures(made)
-        results = judge(pictures, _flatten([arguments.arguments.get(name) for name in before]))
+        originals = _flatten([arguments.arguments.get(name) for name in before])
+        results = tuple(judging.check_many([_item(picture) for picture in pictures], originals))
         self.safety_results = results
         flags = held(results, on_flagged)
         blanks = {} if on_flagged == "mark" else {index: _blank(pictures[index]) for index, flag in enumerate(flags) if flag}
@@ -116,18 +117,6 @@ def _give_back(made: Any, pictures: Any, results: tuple[Result, ...]) -> Any:
             made.safety_results = results
             return made
     return pictures
-
-
-def _judge(scanner: Scanner, pictures: Any, before: Sequence[Any]) -> tuple[Result, ...]:
-    items = [_item(picture) for picture in pictures]
-    if not before:
-        return tuple(scanner.check_many(items))
-    if len(before) == len(items):
-        return tuple(scanner.check_edits(zip(before, items, strict=True)))
-    # Nobody can tell which picture became which: the worst pairing counts.
-    results = scanner.check_edits([(first, item) for item in items for first in before])
-    rows = [results[start : start + len(before)] for start in range(0, len(results), len(before))]
-    return tuple(max(row, key=lambda result: SEVERITY[result.verdict]) for row in rows)
 
 
 def _item(picture: Any) -> Any:
