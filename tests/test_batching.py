@@ -108,9 +108,8 @@ def test_a_judge_that_loses_an_answer_fails_and_nobody_hangs():
 def test_a_picture_that_cannot_be_read_leaves_its_batch_alone(toy_path, toy_policy, draw):
     scanner = Scanner(toy_path, toy_policy, workers=1, batch_size=4, max_wait=1)
     items = [draw("minimal"), b"not a picture", Poison(), draw("clothed")]
-    flagged, unread, poison, clean = [scanner.submit(item) for item in items]
-    assert [one.result(PATIENCE).verdict for one in (flagged, unread, clean)] == ["review", "undecided", "allow"]
-    assert isinstance(poison.exception(PATIENCE), ZeroDivisionError)
+    futures = [scanner.submit(item) for item in items]
+    assert [future.result(PATIENCE).verdict for future in futures] == ["review", "undecided", "undecided", "allow"]
 
 
 def test_a_caller_that_gives_up_leaves_its_batch_alone():

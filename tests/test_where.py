@@ -33,7 +33,8 @@ def test_boxes_belong_only_to_scores_that_fired(scanner: Scanner) -> None:
 
 def test_places_apart_get_boxes_apart_strongest_first() -> None:
     grid = [[0.5, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.4]]
-    assert boxes(grid) == ((0.0, 0.0, pytest.approx(1 / 3), pytest.approx(1 / 3)), (pytest.approx(2 / 3), pytest.approx(2 / 3), 1.0, 1.0))
+    third, two_thirds = pytest.approx(1 / 3), pytest.approx(2 / 3)
+    assert boxes(grid) == ((0.0, 0.0, third, third), (two_thirds, two_thirds, 1.0, 1.0))
 
 
 def test_without_asking_there_are_no_maps(scanner: Scanner) -> None:
