@@ -124,6 +124,21 @@ def recolour(image: Image.Image, random: Random) -> Image.Image:
     return Image.blend(grey, image, random.uniform(0.5, 1.4)) if style < 0.6 else image
 
 
+def change_lightly(image: Image.Image, random: Random) -> Image.Image:
+    """Crop a little, flip, now and then tilt, dim or compress: what keeps fine detail."""
+    image = crop(image, 0.75, random)
+    if random.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if random.random() < 0.3:
+        image = image.rotate(random.uniform(-12, 12), Image.Resampling.BILINEAR)
+    if random.random() < 0.5:
+        light, contrast = random.uniform(-30, 30), random.uniform(0.8, 1.2)
+        image = image.point(lambda level: min(255, max(0, (level - 128) * contrast + 128 + light)))
+    if random.random() < 0.15:
+        image = image.convert("L").convert("RGB")
+    return compress(image, random) if random.random() < 0.2 else image
+
+
 def cover(image: Image.Image, random: Random) -> Image.Image:
     """Hide small parts behind shapes or text, or set the picture into a border."""
     image = image.copy()

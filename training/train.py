@@ -28,7 +28,7 @@ from training.settings import Settings, load_settings
 from training.split import read_fold
 
 WARM_UP_STEPS = 200
-BACKBONE_RATE = 1 / 3  # the backbone learns slower than the fresh heads
+BACKBONE_RATE = 1 / 2  # the backbone learns slower than the fresh heads
 NORM_IMAGES = 256  # real pictures from which folded batch norms get their statistics
 AGE_MIDDLES = torch.tensor([(low + high) / 2 for low, high in pairwise(AGE.edges)])
 
