@@ -45,7 +45,7 @@ class Painter(torch.nn.Module):
         return torch.tensor(colours, dtype=sample.dtype)[:, :, None, None].repeat(1, 1, SIDE, SIDE)
 
 
-def vae(latent_channels=4, **settings):
+def vae(latent_channels=4, paint=True, **settings):
     torch.manual_seed(0)
     model = diffusers.AutoencoderKL(
         block_out_channels=(4, 8),
@@ -56,7 +56,8 @@ def vae(latent_channels=4, **settings):
         sample_size=SIDE,
         **settings,
     )
-    model.decoder = Painter()
+    if paint:
+        model.decoder = Painter()
     return model.eval()
 
 
