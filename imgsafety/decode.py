@@ -1,12 +1,14 @@
-"""Bytes, PIL images and arrays to upright RGB views, bounded in pixels.
+"""Bytes, PIL images and arrays to upright RGB views, bounded in pixels and time.
 
 In: what `source.load` hands over. Out: `View`s: every RGB picture that somebody who opens the item could
 see. A still picture gives one view; an animation gives frames sampled over its whole length; a
 picture with transparent parts gives two, over white and over black, because the viewer's page decides.
-What a reader would get wrong: `Image.open` only reads the header, so size limits hold before any decoding.
+What a reader would get wrong: `Image.open` only reads the header, so size limits hold before any decoding; and views are
+made one at a time, because eight frames of the largest size do not fit into memory together.
 """
 
 import io
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from imgsafety.errors import ImageError
 
@@ -22,21 +25,30 @@ from imgsafety.errors import ImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 # An animation may hold this many times the pixels of the largest still picture, over all its frames.
 ANIMATION_FACTOR = 16
+# Walking over frames costs time even where they hold next to nothing.
+MAX_FRAMES = 10_000
+# A thinner picture explodes when it is resized: 1 x 70,000,000 pixels would need 63 GB on the way to 224 x 224.
+MAX_SIDE = 65_535
+# JPEG data goes to its decoder in pieces of this size: one that makes every byte cost a pass over the picture is noticed.
+JPEG_BLOCK = 4096
 # JPEG is decoded at reduced size only down to this many times the model's side; closer shifts pixels.
 REDUCED_DECODING_MARGIN = 2
 FLOAT_SLACK = 1e-3
 MAX_PIXELS = 80_000_000
 FRAMES = 8
+TIMEOUT = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """max_pixels: width times height that is still decoded. frames: how many frames of an animation
-    are judged, spread evenly from the first to the last.
+    are judged, spread evenly from the first to the last. timeout: seconds for one file; looked at between frames and
+    whenever a decoder asks for more bytes, so that one that never does is stopped only by `Scanner(isolate=True)`.
     """
 
     max_pixels: int = MAX_PIXELS
     frames: int = FRAMES
+    timeout: float = TIMEOUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,32 +59,40 @@ class View:
     frame: int | None = None
 
 
+class _TimedFile(io.BytesIO):
+    """A file in memory that refuses to be read when its time is up."""
+
+    def __init__(self, data: bytes, timeout: float) -> None:
+        super().__init__(data)
+        self.timeout = timeout
+        self._end = time.monotonic() + timeout
+
+    def check(self) -> None:
+        if time.monotonic() > self._end:
+            raise ImageError(f"takes longer than {self.timeout:g} seconds")
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.check()
+        return super().read(size)
+
+
+def iter_views(content: bytes | Image.Image | npt.NDArray[Any], limits: Limits, size: int) -> Iterator[View]:
+    """Yield what `decode`, `from_pil` or `from_array` would return for the content, with one view in memory at a time."""
+    if isinstance(content, bytes):
+        return _decode(content, limits, size)
+    if isinstance(content, np.ndarray):
+        return _from_array(content, limits)
+    return _from_pil(content, limits)
+
+
 def decode(data: bytes, limits: Limits, size: int) -> list[View]:
     """Decode a file's bytes. size: the model's side, for reduced JPEG decoding. Raises `ImageError`."""
-    if not data:
-        raise ImageError("the file is empty")
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return list(_views(image, limits, size))
-    except ImageError:
-        raise
-    except Exception as problem:  # Pillow's decoders raise nearly every class there is on damaged bytes
-        raise ImageError(_explain(problem)) from problem
+    return list(_decode(data, limits, size))
 
 
 def from_pil(image: Image.Image, limits: Limits) -> list[View]:
     """Make views of a PIL image, all its frames included, without changing it. Raises `ImageError`."""
-    try:
-        # A file-backed image is decoded on first use and remembers its frame: work on a copy of a still
-        # one, and put an animation back on the frame where it was.
-        position = image.tell()
-        views = list(_views(image if getattr(image, "is_animated", False) else image.copy(), limits))
-        image.seek(position)
-        return views
-    except ImageError:
-        raise
-    except Exception as problem:  # a lazily opened image raises what its decoder raises
-        raise ImageError(_explain(problem)) from problem
+    return list(_from_pil(image, limits))
 
 
 def from_array(array: npt.NDArray[Any], limits: Limits) -> list[View]:
@@ -80,16 +100,45 @@ def from_array(array: npt.NDArray[Any], limits: Limits) -> list[View]:
 
     uint8, or floats in [0, 1]. Raises `ImageError` for any other shape, type or range.
     """
+    return list(_from_array(array, limits))
+
+
+def _decode(data: bytes, limits: Limits, size: int) -> Iterator[View]:
+    if not data:
+        raise ImageError("the file is empty")
+    file = _TimedFile(data, limits.timeout)
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            yield from _views(image, limits, size, file)
+    except ImageError:
+        raise
+    except Exception as problem:  # Pillow's decoders raise nearly every class there is on damaged bytes
+        raise ImageError(_explain(problem)) from problem
+
+
+def _from_pil(image: Image.Image, limits: Limits) -> Iterator[View]:
+    try:
+        # A file-backed image is decoded on first use and remembers its frame: work on a copy of a still
+        # one, and put an animation back on the frame where it was.
+        position = image.tell()
+        yield from _views(image if getattr(image, "is_animated", False) else image.copy(), limits)
+        image.seek(position)
+    except ImageError:
+        raise
+    except Exception as problem:  # a lazily opened image raises what its decoder raises
+        raise ImageError(_explain(problem)) from problem
+
+
+def _from_array(array: npt.NDArray[Any], limits: Limits) -> Iterator[View]:
     if array.ndim not in (2, 3, 4) or 0 in array.shape or (array.ndim > 2 and array.shape[-1] not in (1, 3, 4)):
         raise ImageError(f"array of shape {array.shape} is not (height, width, 1, 3 or 4)")
     stack = array if array.ndim == 4 else array[np.newaxis]
-    views: list[View] = []
     for index, values in enumerate(stack):
+        _check_size((values.shape[1], values.shape[0]), limits)
         bytes_ = _to_uint8(values)
         image = Image.fromarray(bytes_[..., 0] if bytes_.ndim == 3 and bytes_.shape[-1] == 1 else bytes_)
-        _check_size(image.size, limits)
-        views += [View(rgb, index if len(stack) > 1 else None) for rgb in _flatten(image)]
-    return views
+        for rgb in _flatten(image):
+            yield View(rgb, index if len(stack) > 1 else None)
 
 
 def _to_uint8(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -104,24 +153,30 @@ def _to_uint8(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return levels
 
 
-def _views(image: Image.Image, limits: Limits, size: int = 0) -> Iterator[View]:
+def _views(image: Image.Image, limits: Limits, size: int = 0, file: _TimedFile | None = None) -> Iterator[View]:
     _check_size(image.size, limits)
     count = getattr(image, "n_frames", 1)
     if count == 1:
-        if size and image.format in ("JPEG", "MPO"):
+        if size and isinstance(image, JpegImageFile):
             side = REDUCED_DECODING_MARGIN * size
             image.draft("RGB", (side, side))
-        for rgb in _flatten(ImageOps.exif_transpose(image)):
+            image.decodermaxblock = JPEG_BLOCK
+        ImageOps.exif_transpose(image, in_place=True)
+        for rgb in _flatten(image):
             yield View(rgb)
         return
-    pixels = image.width * image.height * count
-    if pixels > ANIMATION_FACTOR * limits.max_pixels:
+    if count > MAX_FRAMES or image.width * image.height * count > ANIMATION_FACTOR * limits.max_pixels:
         raise ImageError(f"{count} frames of {image.width}x{image.height} are over the limit for an animation")
-    for index in sorted({round(at) for at in np.linspace(0, count - 1, max(limits.frames, 2))}):
+    chosen = {round(at) for at in np.linspace(0, count - 1, max(limits.frames, 2))}
+    # Formats that only go forwards decode the frames between as well, so each step is held to the limits.
+    for index in range(count):
+        if file is not None:
+            file.check()
         image.seek(index)
-        _check_size(image.size, limits)  # pages of a TIFF differ in size
-        for rgb in _flatten(ImageOps.exif_transpose(image)):
-            yield View(rgb, index)
+        _check_size(image.size, limits)  # pages of a TIFF differ in size, and a GIF's frame may be larger than its screen
+        if index in chosen:
+            for rgb in _flatten(ImageOps.exif_transpose(image)):
+                yield View(rgb, index)
 
 
 def _check_size(size: tuple[int, int], limits: Limits) -> None:
@@ -130,18 +185,26 @@ def _check_size(size: tuple[int, int], limits: Limits) -> None:
         raise ImageError(f"the picture is {width}x{height} pixels")
     if width * height > limits.max_pixels:
         raise ImageError(f"{width}x{height} pixels are over the limit of {limits.max_pixels:,}")
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(f"{width}x{height} pixels are over the limit of {MAX_SIDE:,} for one side")
 
 
-def _flatten(image: Image.Image) -> list[Image.Image]:
-    """Return the RGB pictures that a viewer could see of one frame."""
+def _flatten(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield the RGB pictures that a viewer could see of one frame."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        return [_from_deep_grey(image)]
-    if image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info:
-        return [image.convert("RGB")]
-    rgba = image.convert("RGBA")
-    if rgba.getchannel("A").getextrema()[0] == 255:
-        return [rgba.convert("RGB")]
-    return [Image.alpha_composite(Image.new("RGBA", rgba.size, ground), rgba).convert("RGB") for ground in ("white", "black")]
+        yield _from_deep_grey(image)
+    elif image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info:
+        yield image if image.mode == "RGB" else image.convert("RGB")
+    else:
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        if rgba.getchannel("A").getextrema()[0] == 255:
+            yield rgba.convert("RGB")
+            return
+        for ground in ("white", "black"):
+            # Not one expression: each of these holds all pixels.
+            over = Image.new("RGBA", rgba.size, ground)
+            over.alpha_composite(rgba)
+            yield over.convert("RGB")
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:

@@ -15,14 +15,16 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from imgsafety import source
 from imgsafety.batching import MicroBatcher
-from imgsafety.decode import FRAMES, MAX_PIXELS, Limits, View, decode, from_array, from_pil
+from imgsafety.decode import FRAMES, MAX_PIXELS, TIMEOUT, Limits
 from imgsafety.errors import ImageError, ModelError, SetupError
+from imgsafety.isolate import Frame, Workers, prepare
 from imgsafety.policy import Policy, check_fit, load_policy
 from imgsafety.policy import decide as apply_policy
-from imgsafety.preprocess import looks, to_pixels
 from imgsafety.result import SEVERITY, Pixels, Result, Scores, Verdict, make_result
 from imgsafety.selftest import SelfTest, run_selftest
 from imgsafety.session import Session, score_names
@@ -72,7 +74,10 @@ class Scanner:
     per call of the model in `scan`. workers: threads in `scan`, by default one per core. frames: how many frames
     of an animation are judged. max_pixels: larger pictures are `undecided` without being decoded. thorough: also
     judge tiles and turns of each picture, at eight times the model's price; the worst look decides. max_wait:
-    seconds that `submit` and `acheck` may hold a picture back to judge it together with others'.
+    seconds that `submit` and `acheck` may hold a picture back to judge it together with others'. isolate: decode files
+    and bytes in worker processes, so that a decoder that crashes, hangs or takes all memory costs one picture (see
+    docs/hostile.md for the price). timeout: seconds for decoding one picture, after which it is `undecided`; exact with
+    `isolate`, else looked at whenever the decoder asks for more bytes.
 
     Raises `ModelError`, `PolicyError` or `SetupError` when the set-up cannot work.
     """
@@ -89,20 +94,25 @@ class Scanner:
         max_pixels: int = MAX_PIXELS,
         thorough: bool = False,
         max_wait: float = MAX_WAIT,
+        isolate: bool = False,
+        timeout: float = TIMEOUT,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("workers", workers), ("frames", frames), ("max_pixels", max_pixels)):
             if value is not None and value < 1:
                 raise SetupError(f"{name} is {value}; it must be 1 or more")
         if not max_wait >= 0:
             raise SetupError(f"max_wait is {max_wait}; it must be 0 seconds or more")
+        if not timeout > 0:
+            raise SetupError(f"timeout is {timeout}; it must be more than 0 seconds")
         self.batch_size = batch_size
         self.workers = workers or _cores()
-        self.limits = Limits(max_pixels, frames)
+        self.limits = Limits(max_pixels, frames, timeout)
         self.thorough = thorough
         self.policy = policy if isinstance(policy, Policy) else load_policy(policy or "default")
         # For one picture all cores work on one call; for many, each worker's calls stay on its core.
         self.session = Session(model, provider, threads=self.workers)
         check_fit(self.policy, self.session.spec.identity, score_names(self.session.spec))
+        self.isolated = Workers(self.workers) if isolate else None
         self._batcher = MicroBatcher(self._judge_together, self.workers, batch_size, max_wait)
 
     @cached_property
@@ -158,8 +168,10 @@ class Scanner:
         return await asyncio.wrap_future(self.submit(item))
 
     def close(self) -> None:
-        """Finish what was submitted and end the threads. Only `submit` and `acheck` need threads; calling it is optional."""
+        """Finish what was submitted and end threads and worker processes; calling it is optional."""
         self._batcher.close()
+        if self.isolated:
+            self.isolated.close()
 
     def selftest(self) -> SelfTest:
         """Show with drawn frames that model, runtime and policy work together.
@@ -238,22 +250,17 @@ class Scanner:
             path, sha256 = loaded.path, loaded.sha256
             if wanted is not None and sha256 is not None and not wanted(sha256):
                 return _Prepared(path, sha256, skipped=True)
-            views = self._views(loaded.content)
-            frames = tuple(
-                Pixels(to_pixels(look, self.session.spec.size), view.frame or 0)
-                for view in views
-                for look in looks(view.image, self.thorough)
-            )
-            return _Prepared(path, sha256, frames, still=all(view.frame is None for view in views))
+            seen = self._frames(loaded.content)
+            frames = tuple(Pixels(frame.rgb, frame.index or 0) for frame in seen)
+            return _Prepared(path, sha256, frames, still=all(frame.index is None for frame in seen))
         except (ImageError, MemoryError) as problem:
             return _Prepared(path, sha256, error=str(problem) or "not enough memory")
 
-    def _views(self, content: Any) -> list[View]:
-        if isinstance(content, bytes):
-            return decode(content, self.limits, self.session.spec.size)
-        if isinstance(content, np.ndarray):
-            return from_array(content, self.limits)
-        return from_pil(content, self.limits)
+    def _frames(self, content: bytes | Image.Image | npt.NDArray[Any]) -> list[Frame]:
+        size = self.session.spec.size
+        if self.isolated and isinstance(content, bytes):
+            return self.isolated.prepare(content, self.limits, size, self.thorough)
+        return prepare(content, self.limits, size, self.thorough)
 
     def _score(self, prepared: Sequence[_Prepared], session: Session, maps: bool) -> list[Scored]:
         """Run all frames of all items together; if that fails, item by item, so that one cannot spoil others."""

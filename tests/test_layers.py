@@ -14,7 +14,7 @@ LAYERS = (
     {"errors", "result"},
     {"spec", "archive"},
     {"source", "decode", "preprocess", "session", "policy", "flagged", "sink", "where", "store", "prevalence"},
-    {"tensor", "batching", "selftest", "report"},
+    {"tensor", "batching", "isolate", "selftest", "report"},
     {"scan", "page"},
     {"runs", "watch", "integrations"},
     {"terminal"},

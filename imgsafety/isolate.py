@@ -1,0 +1,207 @@
+"""Bytes to the model's pixels: here, or in a worker process that may crash, hang or run out of memory instead of us.
+
+In: a file's bytes. Out: `Frame`s, the pixels of everything that is judged of it. A worker gets bytes over a pipe and answers
+with one line of JSON and raw pixels, so that a decoder that was taken over can send numbers and nothing else; nothing is
+unpickled. What a reader would get wrong: workers are plain programs, neither forks (unsafe beside the runtime's threads) nor
+children of `multiprocessing` (which would run the caller's main module again).
+"""
+
+import contextlib
+import json
+import math
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imgsafety.decode import Limits, iter_views
+from imgsafety.errors import ImageError, SetupError
+from imgsafety.preprocess import looks, to_pixels
+
+MEMORY = 4 * 1024**3  # bytes of address space; a picture of 80 million pixels needs a third of it
+MAX_LINE = 1 << 20  # bytes of the JSON that a worker may answer
+# -P: a file named json.py in the folder where the command is given must not be run.
+WORKER = (sys.executable, "-P", "-c", "from imgsafety.isolate import work; work()")
+# A black pixel: a worker that cannot answer this cannot be used at all.
+PROBE = b"P6 1 1 255\n\0\0\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One look at one frame: `rgb` is uint8 (size, size, 3), `index` its number in an animation, none for a still picture."""
+
+    rgb: npt.NDArray[np.uint8]
+    index: int | None
+
+
+def prepare(content: Any, limits: Limits, size: int, thorough: bool) -> list[Frame]:
+    """Decode bytes, a PIL image or an array in this process. Raises `ImageError`."""
+    return [
+        Frame(to_pixels(look, size), view.frame)
+        for view in iter_views(content, limits, size)
+        for look in looks(view.image, thorough)
+    ]
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A place for one worker; none before its first picture and after it died."""
+
+    process: subprocess.Popen[bytes] | None = None
+
+
+class Workers:
+    """Up to `count` worker processes; a dead one is replaced. Safe to share between threads.
+
+    memory: bytes of address space that each may use. Raises `SetupError` when a worker cannot work here.
+    """
+
+    def __init__(self, count: int, memory: int = MEMORY) -> None:
+        self.memory = memory
+        self._slots = tuple(_Slot() for _ in range(count))
+        self._idle: queue.LifoQueue[_Slot] = queue.LifoQueue()
+        for slot in self._slots:
+            self._idle.put(slot)
+        self._end = weakref.finalize(self, _end_all, self._slots)
+        try:
+            self.prepare(PROBE, Limits(), 16, thorough=False)
+        except ImageError as problem:
+            raise SetupError(f"pictures cannot be decoded in a process of their own: {problem}") from problem
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the workers that are running."""
+        return tuple(slot.process.pid for slot in self._slots if slot.process is not None and slot.process.poll() is None)
+
+    def prepare(self, data: bytes, limits: Limits, size: int, thorough: bool) -> list[Frame]:
+        """Like the function `prepare`, in a worker that is killed after `limits.timeout` seconds. Raises `ImageError`."""
+        slot = self._idle.get()
+        try:
+            if slot.process is None or slot.process.poll() is not None:
+                _end(slot)
+                slot.process = _start(self.memory)
+            try:
+                return _ask(slot.process, data, limits, size, thorough)
+            finally:
+                if slot.process.poll() is not None:
+                    _end(slot)
+        finally:
+            self._idle.put(slot)
+
+    def close(self) -> None:
+        """End the workers; they also end with this object, or with this process."""
+        _end_all(self._slots)
+
+
+def _start(memory: int) -> subprocess.Popen[bytes]:
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    try:
+        return subprocess.Popen([*WORKER, str(memory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)  # noqa: S603
+    except OSError as problem:
+        raise ImageError(f"no process can be started to decode it: {problem.strerror}") from problem
+
+
+def _end(slot: _Slot) -> None:
+    process, slot.process = slot.process, None
+    if process is None or process.stdin is None or process.stdout is None:
+        return
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    with contextlib.suppress(OSError):  # what was not sent yet has nobody to go to
+        process.stdin.close()
+
+
+def _end_all(slots: tuple[_Slot, ...]) -> None:
+    for slot in slots:
+        _end(slot)
+
+
+def _ask(process: subprocess.Popen[bytes], data: bytes, limits: Limits, size: int, thorough: bool) -> list[Frame]:
+    """Send one task and read its answer; whatever breaks off kills the worker and becomes an `ImageError`."""
+    assert process.stdin is not None and process.stdout is not None  # noqa: S101  # for the type checker: both are pipes
+    task = {"bytes": len(data), "limits": asdict(limits), "size": size, "thorough": thorough}
+    started = time.monotonic()
+    timer = threading.Timer(limits.timeout, process.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        process.stdin.write(json.dumps(task).encode() + b"\n" + data)
+        process.stdin.flush()
+        return _read_answer(process.stdout, size)
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        process.kill()
+        raise ImageError(_obituary(process, time.monotonic() - started, limits.timeout, problem)) from problem
+    finally:
+        timer.cancel()
+        if time.monotonic() - started >= limits.timeout:  # the timer may be at it: never leave half a worker to the next picture
+            process.kill()
+            process.wait()
+
+
+def _read_answer(pipe: Any, size: int) -> list[Frame]:
+    answer = json.loads(pipe.readline(MAX_LINE))
+    if answer["error"] is not None:
+        raise ImageError(str(answer["error"]))
+    frames = []
+    for index in answer["frames"]:
+        rgb = np.frombuffer(pipe.read(size * size * 3), np.uint8).reshape(size, size, 3)
+        frames.append(Frame(rgb, None if index is None else int(index)))
+    return frames
+
+
+def _obituary(process: subprocess.Popen[bytes], seconds: float, timeout: float, problem: Exception) -> str:
+    status = process.wait()
+    if seconds >= timeout:
+        return f"takes longer than {timeout:g} seconds"
+    if status < 0 and status != -signal.SIGKILL:
+        return f"its decoder was killed by {signal.Signals(-status).name}"
+    return f"its decoder broke off (exit status {status}, {type(problem).__name__})"
+
+
+# --- what runs in the worker ---
+
+
+def work() -> None:
+    """Decode what comes in until nothing more comes. The only argument is the limit of memory in bytes."""
+    import resource  # not on Windows, where workers are refused as a whole
+    import warnings
+
+    warnings.simplefilter("ignore")  # as the command does
+    memory = int(sys.argv[1])
+    for limit, value in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
+        resource.setrlimit(limit, (value, value))
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # a library that prints must not do it into the answers
+    while line := sys.stdin.buffer.readline():
+        task = json.loads(line)
+        data = sys.stdin.buffer.read(task["bytes"])
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        # Against going on alone when the parent is gone; decoders with threads may use several seconds in one.
+        seconds = math.ceil(used.ru_utime + used.ru_stime + task["limits"]["timeout"] * (os.cpu_count() or 1)) + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+        _answer(answers, data, task)
+
+
+def _answer(answers: Any, data: bytes, task: dict[str, Any]) -> None:
+    frames: list[Frame] = []
+    error = None
+    try:
+        frames = prepare(data, Limits(**task["limits"]), task["size"], task["thorough"])
+    except (ImageError, MemoryError) as problem:
+        error = str(problem) or "not enough memory"
+    answers.write(json.dumps({"error": error, "frames": [frame.index for frame in frames]}).encode() + b"\n")
+    for frame in frames:
+        answers.write(frame.rgb.tobytes())
+    answers.flush()
