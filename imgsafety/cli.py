@@ -16,6 +16,7 @@ from imgsafety.commands.report import report
 from imgsafety.commands.scan import scan
 from imgsafety.commands.selftest import selftest
 from imgsafety.commands.serve import serve
+from imgsafety.commands.watch import watch
 from imgsafety.errors import ImgSafetyError
 from imgsafety.terminal import FAILED, INTERRUPTED, NOTHING_FLAGGED
 
@@ -48,7 +49,7 @@ def cli() -> None:
     """
 
 
-for _command in (scan, check, check_edit, decide, info, report, selftest, serve):
+for _command in (scan, check, check_edit, decide, info, report, selftest, serve, watch):
     cli.add_command(_command)
 
 

@@ -67,8 +67,8 @@ def corrected_share(flagged: int, total: int, errors: ErrorCounts, confidence: f
     """Return the share that is so, as far as one can tell from what was flagged.
 
     The estimate is Rogan and Gladen's (1978). The interval is Lang and Reiczigel's (2014): it includes that sensitivity and
-    specificity are themselves estimates. None when there is nothing to count, or nothing shows that the classifier is better
-    than chance.
+    specificity are themselves estimates. None when there is nothing to count, when nothing shows that the classifier is better
+    than chance, or when it flags fewer pictures here than its false alarms alone would be: then the rates are not of such pictures.
     """
     if not total or errors.sensitivity + errors.specificity <= 1:
         return None
@@ -84,8 +84,10 @@ def corrected_share(flagged: int, total: int, errors: ErrorCounts, confidence: f
     shift = 2 * z * z * (share * noise_se - (1 - share) * noise_sp)
     variance = apparent * (1 - apparent) / n + share**2 * noise_se + (1 - share) ** 2 * noise_sp
     half = z * math.sqrt(variance) / (se + sp - 1)
-    low, high = _clip(share + shift - half), _clip(share + shift + half)
-    return Share(_clip(value), min(low, _clip(value)), max(high, _clip(value)))
+    low, high = share + shift - half, share + shift + half
+    if high <= 0 or low >= 1:
+        return None
+    return Share(_clip(value), min(_clip(low), _clip(value)), max(_clip(high), _clip(value)))
 
 
 def _rogan_gladen(apparent: float, sensitivity: float, specificity: float) -> float:

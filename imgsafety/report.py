@@ -249,7 +249,7 @@ def _say(figure: Mapping[str, Any], corrects: bool = True) -> str:
 
 def percent(share: float) -> str:
     """A share as text, with as many places as small shares need."""
-    return f"{100 * share:.2f} %" if 0 < share < 0.01 else f"{100 * share:.1f} %"
+    return f"{100 * share:.2f}\N{NO-BREAK SPACE}%" if 0 < share < 0.01 else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def list_flagged(store: Store, duplicates: str = "count", limit: int = MOST_FLAGGED) -> list[list[Any]]:

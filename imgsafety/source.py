@@ -168,6 +168,11 @@ def _open(path: Path, named: bool) -> Iterator[Path | Member]:
         yield path
 
 
+def list_file(path: Path) -> Iterator[Path | Member]:
+    """Yield what `find_images` would make of one file in a folder: itself, the pictures in an archive, or nothing."""
+    return _open(path, named=False)
+
+
 def _may_hold_picture(member: Member) -> bool:
     if member.opaque or _has_ending(member.name):
         return True

@@ -73,9 +73,13 @@ def test_the_raw_interval_is_wilsons():
         assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_fewer_flags_than_the_false_positives_alone_are_a_share_of_none():
-    share = corrected_share(2, 1000, ErrorCounts(90, 10, 95, 5))
-    assert share.value == share.low == 0 and share.high < 0.05
+def test_no_more_flags_than_the_false_alarms_alone_are_a_share_of_none():
+    share = corrected_share(45, 1000, ErrorCounts(90, 10, 95, 5))
+    assert share.value == share.low == 0 and 0 < share.high < 0.1
+
+
+def test_far_fewer_flags_than_the_false_alarms_mean_that_the_rates_do_not_fit():
+    assert corrected_share(2, 10_000, ErrorCounts(900, 100, 950, 50)) is None
 
 
 def test_a_classifier_no_better_than_chance_corrects_nothing():

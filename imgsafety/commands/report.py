@@ -56,7 +56,7 @@ def report(
     with ExitStack() as stack:
         stores = [stack.enter_context(open_to_read(run)) for run in runs]
         summaries = [summarise(store, find_rates(store, error_rates), duplicates) for store in stores]
-        changes = compare(*stores, summaries) if len(stores) == 2 else None
+        changes = compare(stores[0], stores[1], summaries) if len(stores) == 2 else None
         if html:
             flagged = [list_flagged(store, duplicates, rows) for store in stores]
             _write(html, to_html(summaries, flagged, changes))

@@ -1,0 +1,252 @@
+"""Reports say what was counted, escape every name, show no picture, and work in a browser without a network."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from imgsafety import Scanner, SetupError
+from imgsafety.cli import main
+from imgsafety.page import to_html
+from imgsafety.policy import parse_policy
+from imgsafety.prevalence import ErrorCounts
+from imgsafety.report import compare, find_rates, list_flagged, summarise
+from imgsafety.result import Reason, Result
+from imgsafety.runs import scan_run
+from imgsafety.store import Entry, Opinion, Seen, open_to_read, open_to_write
+from tests.toy import POLICY
+
+pytest.importorskip("jinja2", reason="needs the extra `report`")
+pytest.importorskip("matplotlib", reason="needs the extra `report`")
+HOSTILE = "<script>document.title='taken'<!--"
+RATES = {"minimal-attire": ErrorCounts(90, 10, 190, 10), "apparent-minor": ErrorCounts(95, 5, 180, 20)}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def make_run(path, scanner, *folders):
+    with open_to_write(path) as store:
+        list(scan_run(scanner, store, folders))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Ten drawn pictures of each kind, the last a copy of the one before; names that are hostile or not UTF-8; a broken file."""
+    from PIL import Image
+
+    from tests.conftest import COLOURS
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for kind, colour in COLOURS.items():
+        (folder / kind).mkdir()
+        for index in range(10):
+            Image.new("RGB", (40 + min(index, 8), 40), colour).save(folder / kind / f"{index}.png")
+            os.utime(folder / kind / f"{index}.png", (1_766_000_000, 1_766_000_000))
+    (folder / "minimal" / "0.png").rename(folder / "minimal" / f"{HOSTILE}.png")
+    (folder / "minimal" / "1.png").rename(folder / "minimal" / os.fsdecode(b"\xff\xfe.png"))
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, toy_path, toy_policy, pictures):
+    return make_run(tmp_path_factory.mktemp("run") / "run.sqlite", Scanner(toy_path, toy_policy), pictures)
+
+
+@pytest.fixture(scope="module")
+def summary(run):
+    with open_to_read(run) as store:
+        return summarise(store, RATES)
+
+
+def test_counts_are_those_of_the_pictures(summary):
+    assert (summary["files"], summary["counted"], summary["judged"]) == (41, 41, 40)
+    assert summary["verdicts"]["review"] == 10 and summary["verdicts"]["undecided"] == 1 and summary["flagged"] == 11
+    assert summary["rules"] == {"minimal-attire": 10} and summary["figures"]["minimal_attire"]["count"] == 10
+
+
+def test_files_with_the_same_bytes_count_once_on_request(run):
+    with open_to_read(run) as store:
+        once = summarise(store, RATES, "once")
+    assert once["counted"] == 37 and once["figures"]["minimal_attire"]["count"] == 9
+
+
+def test_nobody_is_no_apparent_minor(summary, run):
+    with open_to_read(run) as store:
+        seen = [one for one in store.results() if one.apparent_age is not None and one.minor >= 0.3]
+    assert summary["figures"]["minor"]["count"] == len(seen) and summary["with_people"] <= 40
+
+
+def test_the_figures_are_corrected_beside_the_raw_count(summary):
+    figure = summary["figures"]["minimal_attire"]
+    assert figure["raw"]["value"] == 0.25 and figure["corrected"]["value"] == pytest.approx((0.25 - 0.05) / (0.9 + 0.95 - 1))
+    assert figure["corrected"]["low"] < figure["corrected"]["value"] < figure["corrected"]["high"]
+    assert summary["figures"]["minor_in_minimal_attire"]["corrected"] is None
+
+
+def test_the_sentence_holds_the_figures(summary):
+    assert "Of 40 pictures" in summary["quote"] and "23.5\N{NO-BREAK SPACE}%" in summary["quote"] and "\n" not in summary["quote"]
+
+
+def test_without_error_rates_nothing_is_corrected_and_it_is_said(run):
+    with open_to_read(run) as store:
+        rates = find_rates(store)
+        summary = summarise(store, rates)
+    assert isinstance(rates, str) and summary["figures"]["minimal_attire"]["corrected"] is None
+    assert "not corrected" in summary["quote"] and summary["error_rates"] == {"unknown": rates}
+
+
+def test_rates_of_the_users_own_must_fit(run, tmp_path):
+    (tmp_path / "rates.json").write_text(json.dumps({"model_sha256": "other", "policies": {}}))
+    with open_to_read(run) as store, pytest.raises(SetupError, match="another model"):
+        find_rates(store, tmp_path / "rates.json")
+
+
+def test_folders_and_dates_add_up(summary):
+    folders = {row["name"]: row["files"] for row in summary["folders"]}
+    assert folders == {"": 1, "minimal": 10, "clothed": 10, "nobody": 10, "child": 10}
+    assert {row["name"]: row["files"] for row in summary["dates"]}["2025-12-17"] == 40
+
+
+def test_a_deep_tree_is_joined_into_few_rows(tmp_path, toy_path, toy_policy, draw):
+    for index in range(100):
+        (tmp_path / "in" / f"{index % 4}" / f"{index}").mkdir(parents=True)
+        draw("clothed").save(tmp_path / "in" / f"{index % 4}" / f"{index}" / "a.png")
+    make_run(tmp_path / "run.sqlite", Scanner(toy_path, toy_policy), tmp_path / "in")
+    with open_to_read(tmp_path / "run.sqlite") as store:
+        assert [row["files"] for row in summarise(store, RATES)["folders"]] == [25, 25, 25, 25]
+
+
+def test_an_empty_run_has_no_report(tmp_path):
+    with open_to_write(tmp_path / "run.sqlite") as store, pytest.raises(SetupError, match="nothing was scanned"):
+        summarise(store, RATES)
+
+
+def page(run, *more):
+    with open_to_read(run) as store:
+        return to_html([summarise(store, RATES)], [list_flagged(store)])
+
+
+def test_names_cannot_leave_their_place_in_the_page(run):
+    html = page(run)
+    assert HOSTILE not in html and "\\u003cscript\\u003edocument.title" in html
+    assert not re.search(r"<(img|image|iframe|link|object)\\b", html) and "data:image" not in html
+
+
+def test_csv_and_parquet_hold_every_file(run, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra `parquet`")
+    assert main(["report", str(run), "--csv", str(tmp_path / "a.csv"), "--parquet", str(tmp_path / "a.parquet")]) == 0
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text(errors="surrogateescape"))))
+    table = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    assert len(rows) == len(table) == 41 and [row["sha256"] for row in rows] == [row["sha256"] or "" for row in table]
+    assert sum(row["attire.minimal"] > 0.5 for row in table if row["attire.minimal"] is not None) == 10
+
+
+def test_the_command_writes_all_figures_as_json(run, tmp_path, capsys):
+    assert main(["report", str(run), "--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html")]) == 0
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["runs"][0]["quote"] in capsys.readouterr().out and content["changes"] is None
+    assert "What a scan found" in (tmp_path / "a.html").read_text()
+
+
+def test_two_runs_are_compared(run, tmp_path, toy_path, pictures):
+    slack = parse_policy(POLICY.replace("minimal_attire = 0.5 }", "minimal_attire = 1.0 }"))
+    second = make_run(tmp_path / "second.sqlite", Scanner(toy_path, slack), pictures)
+    with open_to_read(run) as before, open_to_read(second) as after:
+        changes = compare(before, after, [summarise(store, RATES) for store in (before, after)])
+    assert {(row["before"], row["after"]): row["pictures"] for row in changes["verdicts"]}[("review", "allow")] == 9
+    assert changes["figures"]["minimal_attire"]["raw"]["value"] == -0.25
+    assert main(["report", str(run), str(second), "--html", str(tmp_path / "two.html")]) == 0
+    assert "Two scans compared" in (tmp_path / "two.html").read_text()
+
+
+# In a real browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    quiet = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=quiet.split())
+        yield browser
+        browser.close()
+
+
+def visit(browser, path):
+    """Open a page; returns it and a list of everything it should not have done."""
+    tab, wrong = browser.new_page(), []
+    tab.on("request", lambda request: wrong.append(request.url) if request.url != path.as_uri() else None)
+    tab.on("console", lambda message: wrong.append(message.text))
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    tab.goto(path.as_uri())
+    return tab, wrong
+
+
+def column(tab, number):
+    return tab.locator(f".flagged tbody tr td:nth-child({number})").all_inner_texts()
+
+
+def test_the_page_asks_for_nothing_and_shows_names_as_text(browser, run, tmp_path):
+    (tmp_path / "a.html").write_text(page(run))
+    tab, wrong = visit(browser, tmp_path / "a.html")
+    assert tab.title() == "imgsafety: run.sqlite" and f"minimal/{HOSTILE}.png" in column(tab, 1)
+    assert wrong == [] and tab.locator("img, image, iframe, video, canvas").count() == 0
+
+
+def test_the_list_sorts_and_filters_by_keyboard(browser, run, tmp_path):
+    (tmp_path / "a.html").write_text(page(run))
+    tab, wrong = visit(browser, tmp_path / "a.html")
+    head = tab.get_by_role("button", name="path", exact=True)
+    head.focus()
+    tab.keyboard.press("Enter")
+    assert column(tab, 1) == sorted(column(tab, 1), key=str.lower)
+    tab.keyboard.press("Enter")
+    assert column(tab, 1) == sorted(column(tab, 1), key=str.lower, reverse=True) and len(column(tab, 1)) == 11
+    tab.get_by_label("Find in path").fill("minimal 7.png")
+    tab.get_by_text("1–1 of 1", exact=True).first.wait_for()
+    tab.get_by_label("Find in path").fill("")
+    tab.get_by_label("Verdict").select_option("undecided")
+    assert column(tab, 1) == ["broken.jpg"] and wrong == []
+
+
+def write_many(path, count):
+    """A run of flagged files without files."""
+    heads = {"attire": dict.fromkeys(("no_person", "clothed", "revealing", "minimal"), 0.25)}
+    spec = {"heads": [{"name": "attire", "labels": list(heads["attire"])}]}
+    facts = {"model": {"name": "toy 1", "sha256": "0" * 64, "spec": json.dumps(spec)}, "settings": {}, "versions": []}
+    facts |= {"policy": {"name": "toy", "sha256": "0", "rules": []}, "started": "", "finished": ""}
+    facts |= {"selection": {"paths": ["/in"], "include": [], "exclude": [], "max_files": None, "sample": None}}
+    opinion = Opinion((None,), np.full((1, 4), 0.25, np.float32), 0)
+    reasons = (Reason("minimal-attire", "review", {}),)
+
+    def entry(index):
+        seen = Seen(b"/in/%d/%07d.png" % (index % 50, index), "1", 1, 10**18)
+        sha256 = hashlib.sha256(b"%d" % index).hexdigest()
+        numbers = (index % 1000 / 1000, 0.1, 0.2, 30.0, 20.0, 40.0)
+        return Entry(seen, Result(None, "review", reasons, None, sha256, None, *numbers, heads), opinion)
+
+    with open_to_write(path) as store:
+        store.set_facts(facts)
+        for start in range(0, count, 5000):
+            store.write([entry(index) for index in range(start, min(start + 5000, count))])
+    return path
+
+
+def test_a_hundred_thousand_rows_stay_usable(browser, tmp_path):
+    (tmp_path / "a.html").write_text(page(write_many(tmp_path / "run.sqlite", 100_000)))
+    tab, wrong = visit(browser, tmp_path / "a.html")
+    assert len(column(tab, 1)) == 100 and (tmp_path / "a.html").stat().st_size < 25_000_000
+    tab.get_by_role("button", name="minor", exact=True).click(timeout=5000)
+    tab.get_by_role("button", name="path", exact=True).click(timeout=5000)
+    tab.get_by_label("Find in path").fill("0099999")
+    tab.get_by_text("1–1 of 1", exact=True).first.wait_for(timeout=5000)
+    assert column(tab, 1) == ["49/0099999.png"] and wrong == []

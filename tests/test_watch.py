@@ -1,0 +1,120 @@
+"""Pictures are judged as they appear: soon, whole, and every one."""
+
+import io
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from imgsafety import SetupError
+from imgsafety.watch import watch
+
+pytest.importorskip("watchfiles", reason="needs the extra `watch`")
+PATIENCE = 30
+
+
+@contextmanager
+def watching(scanner, folder):
+    """Watch in a thread; yields a function that waits for the next result."""
+    results, stop = queue.Queue(), threading.Event()
+    thread = threading.Thread(target=lambda: [results.put(one) for one in watch(scanner, folder, stop.is_set, existing=True)])
+    thread.start()
+    try:
+        yield lambda patience=PATIENCE: results.get(timeout=patience)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def encoded(draw, kind):
+    file = io.BytesIO()
+    draw(kind, (400, 300)).save(file, "BMP")
+    return file.getvalue()
+
+
+def test_a_picture_is_judged_soon_after_it_appears(scanner, tmp_path, draw):
+    with watching(scanner, tmp_path) as following:
+        draw("nobody").save(tmp_path / "first.png")
+        following()
+        began = time.monotonic()
+        draw("minimal").save(tmp_path / "second.png")
+        result = following()
+    assert (result.path, result.verdict) == (str(tmp_path / "second.png"), "review")
+    assert time.monotonic() - began < 5  # well under one second on a machine that is not busy with other tests
+
+
+def test_a_file_that_is_still_being_written_is_waited_for(scanner, tmp_path, draw):
+    data = encoded(draw, "minimal")
+    with watching(scanner, tmp_path) as following:
+        with (tmp_path / "slow.bmp").open("wb") as file:
+            for start in range(0, len(data), len(data) // 10):
+                file.write(data[start : start + len(data) // 10])
+                file.flush()
+                time.sleep(0.05)
+        assert following().verdict == "review"
+        with pytest.raises(queue.Empty):
+            following(1)
+
+
+def test_a_file_that_goes_on_after_a_rest_is_judged_again(scanner, tmp_path, draw):
+    data = encoded(draw, "minimal")
+    with watching(scanner, tmp_path) as following:
+        (tmp_path / "a.bmp").write_bytes(data[:1000])
+        assert following().verdict == "undecided"
+        (tmp_path / "a.bmp").write_bytes(data)
+        assert following().verdict == "review"
+
+
+def test_a_burst_loses_nothing(scanner, tmp_path, draw):
+    draw("clothed").save(tmp_path / "0.png")
+    data = (tmp_path / "0.png").read_bytes()
+    with watching(scanner, tmp_path) as following:
+        for index in range(1, 1000):
+            (tmp_path / f"{index}.png").write_bytes(data)
+        found = [following().path for _ in range(1000)]
+    assert sorted(found) == sorted(str(tmp_path / f"{index}.png") for index in range(1000))
+
+
+def test_folders_that_come_and_names_that_change_are_followed(scanner, tmp_path, draw):
+    (tmp_path / "in").mkdir()
+    with watching(scanner, tmp_path / "in") as following:
+        (tmp_path / "out" / "deep").mkdir(parents=True)
+        draw("clothed").save(tmp_path / "out" / "deep" / "a.png")
+        (tmp_path / "out").rename(tmp_path / "in" / "new")
+        assert following().path == str(tmp_path / "in" / "new" / "deep" / "a.png")
+        draw("clothed", (32, 32)).save(tmp_path / "in" / "b.tmp", "PNG")
+        (tmp_path / "in" / "b.tmp").rename(tmp_path / "in" / "b.png")
+        assert following().path == str(tmp_path / "in" / "b.png")
+
+
+def test_a_missing_folder_is_said(scanner, tmp_path):
+    with pytest.raises(SetupError, match="not a folder"):
+        next(watch(scanner, tmp_path / "nowhere"))
+
+
+def test_the_command_writes_a_line_for_what_is_new_alone(toy_path, toy_policy_path, folder, draw):
+    words = [sys.executable, "-m", "imgsafety", "watch", folder, "--model", toy_path, "--policy", toy_policy_path]
+    with subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, text=True) as process:
+        done = threading.Event()
+
+        def keep_writing():
+            for index in range(1000):  # until the command has started and taken its first look
+                (folder / "new.tmp").write_bytes(os.urandom(10 + index))
+                draw("minimal", (40 + index, 40)).save(folder / "new.png")
+                if done.wait(1):
+                    return
+
+        writer = threading.Thread(target=keep_writing)
+        writer.start()
+        line = json.loads(process.stdout.readline())
+        done.set()
+        writer.join()
+        process.send_signal(signal.SIGTERM)
+    assert (line["path"], line["verdict"]) == (str(folder / "new.png"), "review") and process.wait() == 1
