@@ -1,7 +1,7 @@
 """Fixtures: the toy model, a policy for it, a scanner of both, drawn pictures."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -59,6 +59,22 @@ def folder(tmp_path: Path, draw: Callable[..., Image.Image]) -> Path:
     draw("minimal").save(tmp_path / "deep" / "er" / "c.webp", lossless=True)
     (tmp_path / "notes.txt").write_text("not a picture")
     return tmp_path
+
+
+@pytest.fixture
+def forbid() -> Iterator[Callable[[Path], None]]:
+    """Take all permissions from a path until the test ends; skips where that changes nothing, as for root."""
+    forbidden: list[tuple[Path, int]] = []
+
+    def take(path: Path) -> None:
+        forbidden.append((path, path.stat().st_mode))
+        path.chmod(0)
+        if os.access(path, os.R_OK):
+            pytest.skip("this user may read everything")
+
+    yield take
+    for path, mode in forbidden:
+        path.chmod(mode)
 
 
 @pytest.fixture(scope="session")
