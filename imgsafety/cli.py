@@ -9,6 +9,7 @@ import warnings
 import click
 
 from imgsafety import __version__
+from imgsafety.commands.audit import audit
 from imgsafety.commands.check import check, check_edit
 from imgsafety.commands.decide import decide
 from imgsafety.commands.info import info
@@ -49,7 +50,7 @@ def cli() -> None:
     """
 
 
-for _command in (scan, check, check_edit, decide, info, report, selftest, serve, watch):
+for _command in (audit, scan, check, check_edit, decide, info, report, selftest, serve, watch):
     cli.add_command(_command)
 
 

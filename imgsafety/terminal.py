@@ -58,6 +58,11 @@ def scanner_options(command: Callable[..., Any]) -> Callable[..., Any]:
             is_flag=True,
             help="Also judge tiles and turns of each picture: finds more of what is small or rotated, at 8 times the price.",
         ),
+        click.option(
+            "--isolate",
+            is_flag=True,
+            help="Decode in worker processes: a decoder that crashes, hangs or takes all memory costs one picture, not the scan.",
+        ),
     )
     for option in reversed(options):
         command = option(command)

@@ -13,7 +13,7 @@ PACKAGE = Path(imgsafety.__file__).parent
 LAYERS = (
     {"errors", "result"},
     {"spec", "archive"},
-    {"source", "decode", "preprocess", "session", "policy", "flagged", "sink", "where", "store", "prevalence"},
+    {"source", "decode", "preprocess", "session", "policy", "flagged", "sink", "audit_log", "where", "store", "prevalence"},
     {"tensor", "batching", "isolate", "selftest", "report"},
     {"scan", "page"},
     {"runs", "watch", "integrations"},

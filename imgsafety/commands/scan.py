@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from imgsafety import sink, source
+from imgsafety.audit_log import Judge, open_log
 from imgsafety.result import Result
 from imgsafety.runs import scan_run
 from imgsafety.scan import DEFAULT_BATCH_SIZE, Scanner
@@ -60,6 +61,11 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--output", type=click.Path(dir_okay=False), help="Write results to this file instead of the terminal.")
 @click.option(
+    "--audit-log",
+    type=click.Path(dir_okay=False),
+    help="Also append every verdict to this file, in which later changes show. See `audit verify`.",
+)
+@click.option(
     "--run",
     type=click.Path(dir_okay=False),
     help="Keep the scan in this file: stop it in any way, give the same command again, and it goes on. See `report` and `decide`.",
@@ -68,6 +74,7 @@ def scan(
     paths: tuple[str, ...],
     format_: str,
     output: str | None,
+    audit_log: str | None,
     run: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -88,7 +95,8 @@ def scan(
     scanner = Scanner(**settings)
     selection = Selection(include, exclude, max_files, sample, seed)
     judge = partial(_scan_into, run) if run else _scan
-    status = judge(scanner, present, selection, partial(_write, format_, output))
+    write = partial(_write, format_, output)
+    status = judge(scanner, present, selection, partial(_write_audited, audit_log, scanner, write) if audit_log else write)
     return FAILED if missing and status in (NOTHING_FLAGGED, FLAGGED) else status
 
 
@@ -100,6 +108,19 @@ def _write(format_: str, output: str | None, results: Iterator[Result]) -> None:
         file.write(sink.HEADERS.get(format_, ""))
         for result in results:
             file.write(sink.FORMATS[format_](result))
+
+
+def _write_audited(path: str, scanner: Scanner, write: Writer, results: Iterator[Result]) -> None:
+    session, policy = scanner.session, scanner.policy
+    with open_log(path, Judge(session.spec.identity, session.sha256, policy.name, policy.sha256)) as log:
+        write(_logged(log.write, results))
+        click.echo(f"{path}: head {log.head}", err=True)
+
+
+def _logged(log: Callable[[Result], None], results: Iterator[Result]) -> Iterator[Result]:
+    for result in results:
+        log(result)
+        yield result
 
 
 def _scan(scanner: Scanner, paths: list[str], selection: Selection, write: Writer) -> int:
