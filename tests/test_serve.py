@@ -130,6 +130,12 @@ def test_many_callers_at_once_each_get_their_own_answer(client, file_of):
     assert answers == ["review", "allow"] * 32
 
 
+def test_pictures_can_be_decoded_in_processes_of_their_own(open_service, file_of):
+    with open_service(isolate=True) as client:
+        answers = [client.post("/check", content=body).json()["verdict"] for body in (file_of("minimal"), b"not a picture")]
+    assert answers == ["review", "undecided"]
+
+
 # --- limits -------------------------------------------------------------------------------------------------------------
 
 

@@ -52,7 +52,7 @@ def serve(
         raise SetupError(f"{problem}; the service needs more: pip install 'imgsafety[serve]'") from problem
     if not token and not _is_loopback(host):
         raise SetupError(f"host {host} can be reached from other machines: set IMGSAFETY_TOKEN, or listen on 127.0.0.1")
-    scanner = Scanner(**settings)
+    scanner = Scanner(**settings, timeout=timeout)  # what nobody waits for any more is not decoded further
     scanner.selftest()  # the service would run it too, but only log what it raises
     limits = service.ServiceLimits(max_bytes, max_files, timeout, max_connections)
     # uvicorn ends gracefully on the first signal and then raises it again; to have ended so is success.
