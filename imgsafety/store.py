@@ -278,6 +278,7 @@ def _locked(path: Path, connection: sqlite3.Connection) -> Iterator[None]:
     lock = path.with_name(path.name + ".lock")
     with closing(sqlite3.connect(lock, timeout=0, isolation_level=None)) as holder:
         try:
+            holder.execute("PRAGMA journal_mode = MEMORY")  # no journal beside an empty file
             holder.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as problem:
             if "locked" not in str(problem):
