@@ -282,7 +282,7 @@ def _chained(count: int) -> bytes:
 def hidden() -> Iterator[Hostile]:
     """What only some viewers, or only patient ones, see."""
     for format_ in ANIMATED:
-        harmless = [GREEN, BLACK] * 6
+        harmless = [GREEN, BLACK] * (1 if format_ == "MPO" else 6)  # Pillow cannot read back more that it wrote
         yield Hostile(f"last-frame.{format_.lower()}", animation(format_, [*harmless, RED]), FLAGGED)
     # Over black this is dark red, over white it is pink, which the toy model does not mind.
     faint = picture(colour=(*RED, 153), mode="RGBA")
