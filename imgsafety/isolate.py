@@ -46,11 +46,16 @@ class Frame:
 
 def prepare(content: Any, limits: Limits, size: int, thorough: bool) -> list[Frame]:
     """Decode bytes, a PIL image or an array in this process. Raises `ImageError`."""
-    return [
-        Frame(to_pixels(look, size), view.frame)
-        for view in iter_views(content, limits, size)
-        for look in looks(view.image, thorough)
-    ]
+    try:
+        return [
+            Frame(to_pixels(look, size), view.frame)
+            for view in iter_views(content, limits, size)
+            for look in looks(view.image, thorough)
+        ]
+    except (ImageError, MemoryError):
+        raise
+    except Exception as problem:  # the resize is Pillow's, which raises nearly every class
+        raise ImageError(f"cannot be prepared: {type(problem).__name__}: {problem}") from problem
 
 
 @dataclass(slots=True)
@@ -81,7 +86,8 @@ class Workers:
     @property
     def pids(self) -> tuple[int, ...]:
         """Process ids of the workers that are running."""
-        return tuple(slot.process.pid for slot in self._slots if slot.process is not None and slot.process.poll() is None)
+        running = [slot.process for slot in self._slots]  # a copy: other threads replace them
+        return tuple(process.pid for process in running if process is not None and process.poll() is None)
 
     def prepare(self, data: bytes, limits: Limits, size: int, thorough: bool) -> list[Frame]:
         """Like the function `prepare`, in a worker that is killed after `limits.timeout` seconds. Raises `ImageError`."""

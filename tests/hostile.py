@@ -234,21 +234,20 @@ def bombs() -> Iterator[Hostile]:
     frames = [large, large.point([1 - min(level, 1) for level in range(256)])] * 4
     yield Hostile("8-frames-of-79-megapixels.gif", encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), ANY)
     yield Hostile("80-megapixels.tiff", tiff(tiff_entries(8944, 8944, 100_000, compression=8), zeros(8944 * 8944)), ANY)
-    strip = zeros(1 << 30)
-    yield Hostile("strip-of-a-gigabyte.tiff", tiff(tiff_entries(64, 64, len(strip), compression=8), strip), ANY)
+    strip = zeros(1 << 28)
+    yield Hostile("strip-of-256-megabytes.tiff", tiff(tiff_entries(64, 64, len(strip), compression=8), strip), ANY)
     yield Hostile("16383-squared-real.webp", encoded(picture((16383, 5000)), "WEBP", lossless=True, method=0), UNDECIDED)
-    text = chunk(b"zTXt", b"Comment\0\0" + zeros(1 << 30))
-    yield Hostile("text-of-a-gigabyte.png", png(64, 48, zlib.compress((b"\0" + b"\xff\0\0" * 64) * 48), before=text), ANY)
+    text = chunk(b"zTXt", b"Comment\0\0" + zeros(1 << 28))
+    yield Hostile("text-of-256-megabytes.png", png(64, 48, zlib.compress((b"\0" + b"\xff\0\0" * 64) * 48), before=text), ANY)
     texts = chunk(b"zTXt", b"Comment\0\0" + zeros(1_000_000)) * 500
     yield Hostile("500-texts-of-a-megabyte.png", png(64, 48, zlib.compress((b"\0" + b"\xff\0\0" * 64) * 48), before=texts), ANY)
-    profile = chunk(b"iCCP", b"icc\0\0" + zeros(1 << 30))
-    yield Hostile("profile-of-a-gigabyte.png", png(64, 48, zlib.compress((b"\0" + b"\xff\0\0" * 64) * 48), before=profile), ANY)
+    profile = chunk(b"iCCP", b"icc\0\0" + zeros(1 << 28))
+    yield Hostile("profile-of-256-megabytes.png", png(64, 48, zlib.compress((b"\0" + b"\xff\0\0" * 64) * 48), before=profile), ANY)
 
 
 def work() -> Iterator[Hostile]:
     """Small files that take long."""
     yield Hostile("100000-frames.gif", gif((1, 1), itertools.repeat(gif_frame(), 100_000)), UNDECIDED)
-    yield Hostile("1000000-frames.gif", gif((1, 1), itertools.repeat(gif_frame(), 1_000_000)), UNDECIDED)
     growing = [gif_frame(), gif_frame((65535, 2700)), gif_frame()]
     yield Hostile("frame-grows.gif", gif((1, 1), iter(growing)), UNDECIDED)
     animated = animation("WEBP", [RED, GREEN])
@@ -256,11 +255,10 @@ def work() -> Iterator[Hostile]:
     body = animated[12:at] + animated[at:] * 50_000
     yield Hostile("100000-frames.webp", b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body, UNDECIDED)
     yield Hostile("100000-pages.tiff", _chained(100_000), UNDECIDED)
-    yield Hostile("1000000-pages.tiff", _chained(1_000_000), UNDECIDED)
     yield Hostile("page-that-follows-itself.tiff", tiff(tiff_entries(8, 8, 64), bytes(64), following=8), ANY)
     nested = tiff_entries(8, 8, 64, offset=146) | {330: (4, 1, 8)}
     yield Hostile("page-inside-itself.tiff", tiff(nested, bytes(64)), ANY)
-    yield Hostile("1000000-chunks.png", png(1, 1, zlib.compress(b"\0\xff\0\0"), before=chunk(b"abCd") * 1_000_000), ANY)
+    yield Hostile("200000-chunks.png", png(1, 1, zlib.compress(b"\0\xff\0\0"), before=chunk(b"abCd") * 200_000), ANY)
     yield Hostile("100000-scans.jpg", slow_jpeg(), UNDECIDED)
 
 
@@ -351,7 +349,14 @@ def measured(check: Callable[[Path], object], hostile: Hostile, folder: Path) ->
     result = check(path)
     spent = {"seconds": round(time.monotonic() - started, 3), "megabytes": memory("VmHWM") - before}
     path.unlink()
-    return {"name": hostile.name, "bytes": len(hostile.data), "verdict": result.verdict, "error": result.error, **spent}
+    line = {
+        "name": hostile.name,
+        "acceptable": hostile.verdicts,
+        "bytes": len(hostile.data),
+        "verdict": result.verdict,
+        "error": result.error,
+    }
+    return line | spent
 
 
 def memory(field: str) -> int:
