@@ -76,7 +76,7 @@ def from_json(text: str) -> ModelSpec:
             raise ModelError(f"spec is of another format than {FORMAT}; update imgsafety")
         heads = tuple(_head(entry) for entry in fields.pop("heads"))
         return ModelSpec(**{**fields, "size": int(fields["size"]), "heads": heads})
-    except (TypeError, ValueError, KeyError, AttributeError) as problem:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as problem:
         raise ModelError(f"the model's spec cannot be read: {problem!r}") from problem
 
 
