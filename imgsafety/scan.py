@@ -230,7 +230,7 @@ class Scanner:
         return [self._decide_edit(found[id(before)], found[id(after)]) for before, after in pairs]
 
     def _decide_edit(self, first: Scored, second: Scored) -> Result:
-        result = self._decide(second, first.scores)
+        result = self._decide(second, _per_frame(first))
         if not first.error:
             return result
         error = f"the picture that came in: {first.error}"
@@ -305,6 +305,15 @@ def judge(policy: Policy, scored: Scored, before: Sequence[Scores] = ()) -> tupl
 def _scored(one: _Prepared, scores: tuple[Scores, ...], error: str | None) -> Scored:
     frames = tuple(None if one.still else frame.frame for frame in one.frames[: len(scores)])
     return Scored(one.path, one.sha256, frames, scores, error, one.skipped)
+
+
+def _per_frame(scored: Scored) -> list[Scores]:
+    """The most exposed look at each frame: a harmless tile of a beach picture does not make it a clothed one."""
+    best: dict[int | None, Scores] = {}
+    for frame, scores in zip(scored.frames, scored.scores, strict=True):
+        if frame not in best or scores.named.get("exposed", 0.0) > best[frame].named.get("exposed", 0.0):
+            best[frame] = scores
+    return list(best.values())
 
 
 def _gravity(verdict: Verdict, scores: Scores) -> tuple[int, int, float]:

@@ -55,3 +55,11 @@ def test_thorough_finds_what_a_turn_or_tile_shows(toy_path: Path, toy_policy: Po
 def test_thorough_refuses_maps(toy_path: Path, toy_policy: Policy) -> None:
     with pytest.raises(SetupError, match="not thorough"):
         Scanner(toy_path, toy_policy, thorough=True).check(corner_picture(), maps=True)
+
+
+def test_thorough_edit_of_an_exposed_picture_is_not_undressing(toy_path: Path, toy_policy: Policy) -> None:
+    # A tile of the picture that came in shows nobody; the whole of it is as exposed as what goes out.
+    picture = Image.new("RGB", (320, 320), "black")
+    picture.paste((255, 0, 0), (0, 0, 100, 100))
+    result = Scanner(toy_path, toy_policy, thorough=True).check_edit(picture, picture)
+    assert "undressed" not in [reason.rule for reason in result.reasons]
