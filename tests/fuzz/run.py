@@ -1,4 +1,4 @@
-"""Longer fuzzing with atheris, guided by coverage: `python -m tests.fuzz.run decode CORPUS -runs=1000000` after `pip install atheris`.
+"""Longer fuzzing with atheris, guided by coverage: `pip install atheris`, `python -m tests.fuzz.run decode CORPUS -runs=1000000`.
 
 The first word names the target, the others are libFuzzer's. CORPUS is a folder; it gets one small file per format first.
 """
