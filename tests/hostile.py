@@ -207,7 +207,7 @@ def empty_sides() -> Iterator[Hostile]:
 def thin() -> Iterator[Hostile]:
     """One pixel wide or high, up to the limit and beyond it."""
     for length in (1, 65_535, 65_536, 70_000_000):
-        for size in ((length, 1), (1, length)):
+        for size in dict.fromkeys(((length, 1), (1, length))):
             rows = zlib.compress((b"\0" + b"\xff\0\0" * size[0]) * size[1], 1)
             yield Hostile(f"{size[0]}x{size[1]}.png", png(*size, rows), FLAGGED if length < 65_536 else UNDECIDED)
     yield Hostile("1x90000000.png", png(1, 90_000_000, b""), UNDECIDED)
