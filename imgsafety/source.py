@@ -25,9 +25,11 @@ from imgsafety.errors import ImageError
 ENDINGS = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .dib .tif .tiff .avif .ppm .pgm .pbm .pnm".split()
 )
-# First bytes of JPEG, PNG, GIF, BMP and TIFF; WebP and AVIF carry their mark a few bytes in.
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-MAGIC_INSIDE = ((b"WEBP", 8), (b"ftypavif", 4), (b"ftypavis", 4))
+# Pictures that we do not decode: they are listed all the same and end `undecided`, else they would pass unseen.
+ENDINGS |= frozenset(".heic .heif .jxl .jp2 .svg".split())
+# First bytes of JPEG, PNG, GIF, BMP, TIFF and BigTIFF; WebP, AVIF and HEIF carry their mark a few bytes in.
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MAGIC_INSIDE = ((b"WEBP", 8), (b"ftypavi", 4), (b"ftypmif1", 4), (b"ftypmsf1", 4), (b"ftyphei", 4))
 HEAD_BYTES = 16
 MAX_BYTES = 256 * 1024 * 1024
 

@@ -159,3 +159,9 @@ def test_tensors_that_cannot_be_read_are_image_errors():
     for tensor in (torch.rand(4, 5), torch.zeros(3, 4, 5, device="meta"), torch.zeros(3, 4, 5).to_sparse()):
         with pytest.raises(ImageError):
             load(tensor)
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.svg", "a.jxl"])
+def test_pictures_that_are_not_decoded_are_listed_all_the_same(tmp_path, name):
+    (tmp_path / name).write_bytes(b"not decoded")
+    assert list(find_images([tmp_path])) == [tmp_path / name]

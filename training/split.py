@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from training.manifest import Row, load_manifest
+from training.manifest import ManifestError, Row, load_manifest
 
 FOLDS = ("train", "calibration", "test")
 # Of 100 groups: 10 test, 10 calibration, 80 train.
@@ -37,6 +37,8 @@ def load_or_split(rows: Sequence[Row], folder: Path, cache: Path) -> list[str]:
     if cache.is_file():
         with cache.open(newline="") as file:
             folds = dict(csv.reader(file))
+        if missing := next((row.path for row in rows if row.path not in folds), None):
+            raise ManifestError(f"{cache} has no fold for {missing!r}; remove it to split again (the old folds stay the same)")
         return [folds[row.path] for row in rows]
     folds_in_order = split(rows, folder)
     cache.parent.mkdir(parents=True, exist_ok=True)
