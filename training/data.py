@@ -28,8 +28,6 @@ NOT_YOUNG = (25, OLDEST)  # what the age head shall answer where nobody is: no y
 UNKNOWN_AGE = (0, OLDEST)
 SUBJECT_PIXELS = 28  # what decides the label keeps this many pixels through degradation, else it only teaches noise
 LEAST_SIDE = 48
-# Years around 18 differ in fine detail: most faces are shown nearly as they are, the rest changed like everything else.
-PLAIN_FACES = 0.6
 FACE_ATTIRE = "not_minimal"  # a face crop shows too little to be more exposed than that
 
 
@@ -78,9 +76,17 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, float]]):
     """Augmented examples, one per draw. Item `i` is the same for the same seed, whoever asks."""
 
     def __init__(
-        self, rows: Sequence[Row], draws: npt.NDArray[np.int64], folder: Path, size: int, seed: int, trust: dict[str, float]
+        self,
+        rows: Sequence[Row],
+        draws: npt.NDArray[np.int64],
+        folder: Path,
+        size: int,
+        seed: int,
+        trust: dict[str, float],
+        plain_faces: float = 0.6,
     ) -> None:
         self.rows, self.draws, self.folder, self.size, self.seed, self.trust = rows, draws, folder, size, seed, trust
+        self.plain_faces = plain_faces
         grounds = [row for row in rows if row.framing in ("scene", "object") and not row.exposed]
         self.any_ground = grounds
         self.adult_ground = [row for row in grounds if row.adults_or_nobody]
@@ -91,7 +97,7 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, float]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, float]:
         random = np.random.default_rng((self.seed, index))
         row = self.rows[self.draws[index]]
-        if row.framing == "face" and random.random() < PLAIN_FACES:
+        if row.framing == "face" and random.random() < self.plain_faces:
             example = read_example(row, self.folder, self.size)
             image = augment.change_lightly(example.image, random)
         else:

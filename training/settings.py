@@ -38,15 +38,24 @@ class Settings:
     shares: dict[str, float]
     trust: dict[str, float]
     licences: dict[str, str]
+    plain_faces: float = 0.6
 
 
 def load_settings(path: Path) -> Settings:
-    """Read a settings file. Raises `ValueError` that names a missing or unknown setting."""
-    table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    flat = {key: value for key, value in table.items() if key not in ("model", "train")}
-    flat |= table.get("model", {}) | table.get("train", {})
+    """Read a settings file; one that names a `base` beside it changes some settings of that file.
+
+    Raises `ValueError` that names a missing or unknown setting.
+    """
+    flat = _flat(path)
     try:
         flat["stages"] = tuple(Stage(**stage) for stage in flat.get("stages", ()))
         return Settings(**flat)
     except TypeError as problem:
         raise ValueError(f"{path}: {problem}") from problem
+
+
+def _flat(path: Path) -> dict[str, Any]:
+    table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    base = _flat(path.with_name(table.pop("base"))) if "base" in table else {}
+    settings = {key: value for key, value in table.items() if key not in ("model", "train")}
+    return base | settings | table.get("model", {}) | table.get("train", {})
