@@ -58,4 +58,5 @@ def _flat(path: Path) -> dict[str, Any]:
     table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     base = _flat(path.with_name(table.pop("base"))) if "base" in table else {}
     settings = {key: value for key, value in table.items() if key not in ("model", "train")}
-    return base | settings | table.get("model", {}) | table.get("train", {})
+    merged: dict[str, Any] = base | settings | table.get("model", {}) | table.get("train", {})
+    return merged
