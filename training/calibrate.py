@@ -182,8 +182,9 @@ def _threshold(
     # `before_below` is a promise about high scores of clothed pictures: the same question, mirrored.
     sign = -1 if key == "before_below" else 1
     promised = certified_threshold(sign * scores[cases], miss, confidence, f"{key} {score}")
-    # Where the promise leaves room, the room goes to finding more, as far as false alarms allow.
-    lowest = min(promised, affordable_threshold(sign * scores[others], false_alarms))
+    # Where the promise leaves room, the room goes to finding more, as far as false alarms allow. Not for `before_below`: there
+    # it would find nothing more, and a picture that was exposed before would count as undressed when its score moves a little.
+    lowest = promised if sign < 0 else min(promised, affordable_threshold(sign * scores[others], false_alarms))
     # Rounded down, which finds more, so that the written number keeps the promise.
     value = min(max(sign * math.floor(lowest * 10**DECIMALS) / 10**DECIMALS, 0.0), 1.0)
     missed = int((sign * scores[cases] < sign * value).sum())
