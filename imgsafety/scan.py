@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +26,12 @@ from imgsafety.isolate import Frame, Workers, prepare
 from imgsafety.policy import Policy, check_fit, load_policy
 from imgsafety.policy import decide as apply_policy
 from imgsafety.result import SEVERITY, Pixels, Result, Scores, Verdict, make_result
-from imgsafety.selftest import SelfTest, run_selftest
 from imgsafety.session import Session, score_names
 from imgsafety.tensor import split_tensor
 from imgsafety.where import boxes
+
+if TYPE_CHECKING:
+    from imgsafety.selftest import SelfTest
 
 T = TypeVar("T")
 
@@ -173,11 +175,13 @@ class Scanner:
         if self.isolated:
             self.isolated.close()
 
-    def selftest(self) -> SelfTest:
+    def selftest(self) -> "SelfTest":
         """Show with drawn frames that model, runtime and policy work together.
 
         Raises `SetupError` that names each step that failed: call it at start-up, before anything is let through.
         """
+        from imgsafety.selftest import run_selftest  # draws: only who asks for it waits for Pillow's fonts
+
         report = run_selftest(self.session, self.policy, self.check, self.check_edit)
         if not report.passed:
             raise SetupError("self-test failed: " + "; ".join(f"{step.name}: {step.detail}" for step in report.failures))
