@@ -31,7 +31,8 @@ from imgsafety.preprocess import to_pixels
 from imgsafety.session import Session
 
 FIRST_VERDICT = "from imgsafety import Scanner; import sys; print(Scanner().check(sys.argv[1]).verdict)"
-PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+# Linux keeps ru_maxrss of the parent across exec; VmHWM is the new process's own.
+PEAK = "print(next(int(line.split()[1]) // 1024 for line in open('/proc/self/status') if line.startswith('VmHWM')))"
 SCAN_ALL = "import sys; from imgsafety import Scanner; [None for _ in Scanner().scan(sys.argv[1:])]; "
 Rows = list[tuple[str, ...]]
 
