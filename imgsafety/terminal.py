@@ -56,7 +56,7 @@ def scanner_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--thorough",
             is_flag=True,
-            help="Also judge tiles and turns of each picture: finds more of what is small or rotated, at 8 times the price.",
+            help="Also judge tiles and turns of each picture: finds more, flags many more by mistake, 8 times the price.",
         ),
         click.option(
             "--isolate",
