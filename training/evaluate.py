@@ -28,6 +28,7 @@ from training.tables import (
     edit_table,
     markdown,
     threshold,
+    verdict_table,
 )
 
 START, END = "<!-- figures: written by training.evaluate -->", "<!-- end of figures -->"
@@ -62,6 +63,7 @@ def main(
         return
     measured = Measured(rows, predict(scanner, rows, data))
     tables = [*attire_tables(measured, policy), *age_tables(measured, policy), calibration_table(measured, settings)]
+    tables.append(verdict_table(measured, policy))
     if not quick:
         tables += [*changed_tables(scanner, measured, policy, data, changed_rows), edit_table(scanner, measured, policy, data)]
     print(markdown(tables))

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from imgsafety import Scanner
-from imgsafety.policy import Policy
-from training.heads import AGE, ATTIRE
+from imgsafety import Scanner, Scores
+from imgsafety.policy import Policy, decide
+from training.heads import AGE, ATTIRE, EXPOSED
 from training.manifest import ADULT, Row
 from training.measure import Values, auroc_text, calibration_error, rate, recall_at
 from training.predict import Answers, predict, read_image
@@ -72,6 +72,12 @@ class Measured:
     def exact_age(self) -> Values:
         """The labelled age where it is exact, else NaN."""
         return np.array([row.age[0] if row.age and row.age[0] == row.age[1] else np.nan for row in self.rows])
+
+    def scores(self) -> list[Scores]:
+        """What a policy can ask of each row."""
+        exposed = self.answers.heads[ATTIRE.name][:, -len(EXPOSED) :].sum(axis=1)
+        columns = {"minimal_attire": self.minimal, "exposed": exposed, "minor": self.under(ADULT), "under_25": self.under(25)}
+        return [Scores({}, {name: float(values[row]) for name, values in columns.items()}) for row in range(len(self.rows))]
 
     def take(self, chosen: Mask) -> "Measured":
         """The rows where `chosen` is true."""
@@ -244,6 +250,27 @@ def _inside_interval(faces: Measured) -> Mask:
         low, high = np.interp([0.05, 0.95], np.concatenate([[0], np.cumsum(probabilities)]), edges)
         inside.append(low <= age + 1 and age <= high)
     return np.array(inside)
+
+
+def verdict_table(all_rows: Measured, policy: Policy) -> Table:
+    """What the policy says of each kind of picture, rule by rule: what its users meet."""
+    attire = all_rows.column("attire")
+    adult = np.array([row.age is not None and row.age[0] >= ADULT for row in all_rows.rows])
+    groups = {
+        "adults, minimal": attire == "minimal",
+        "adults, revealing": (attire == "revealing") & adult,
+        "adults, clothed": (attire == "clothed") & adult,
+        "clothed children in scenes": np.array([row.age is not None and row.age[1] < ADULT for row in all_rows.rows])
+        & (attire == "clothed"),
+        "nobody": attire == "no_person",
+    }
+    rules = [rule.name for rule in policy.rules if not rule.before_below]
+    rows = []
+    for name, chosen in groups.items():
+        verdicts = [decide(policy, scores) for scores in all_rows.take(chosen).scores()]
+        fired = [{reason.rule for reason in verdict.reasons} for verdict in verdicts]
+        rows.append((name, *(str(rate(np.array([rule in names for names in fired], dtype=bool))) for rule in rules)))
+    return Table(f"Policy `{policy.name}`: which rules fire", "On held-out pictures.", ("pictures", *rules), rows)
 
 
 def calibration_table(all_rows: Measured, settings: Settings) -> Table:
