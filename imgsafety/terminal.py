@@ -6,6 +6,7 @@ What a reader would get wrong: results go to standard output or a file, everythi
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -155,9 +156,9 @@ def with_progress(results: Iterator[Result], candidates: Callable[[], Iterable[o
         task = progress.add_task("scan", total=None, completed=done, flagged=0, rate="")
         count = threading.Thread(target=lambda: progress.update(task, total=sum(1 for _ in candidates())), daemon=True)
         count.start()
-        flagged = 0
-        for result in results:
+        started, flagged = time.monotonic(), 0
+        for judged, result in enumerate(results, start=1):
             flagged += result.flagged
-            speed = progress.tasks[0].speed
-            progress.update(task, advance=1, flagged=flagged, rate=f"{speed:,.0f}/s" if speed else "")
+            # Results come in bursts, a batch at a time; the mean since the start is what a person can use.
+            progress.update(task, advance=1, flagged=flagged, rate=f"{judged / (time.monotonic() - started):,.0f}/s")
             yield result
