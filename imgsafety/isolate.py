@@ -1,6 +1,6 @@
 """Bytes to the model's pixels: here, or in a worker process that may crash, hang or run out of memory instead of us.
 
-In: a file's bytes. Out: `Frame`s, the pixels of everything that is judged of it. A worker gets bytes over a pipe and answers
+In: a file's bytes. Out: `Pixels` of everything that is judged of it. A worker gets bytes over a pipe and answers
 with one line of JSON and raw pixels, so that a decoder that was taken over can send numbers and nothing else; nothing is
 unpickled. What a reader would get wrong: workers are plain programs, neither forks (unsafe beside the runtime's threads) nor
 children of `multiprocessing` (which would run the caller's main module again).
@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from imgsafety.decode import Limits, iter_views
 from imgsafety.errors import ImageError, SetupError
 from imgsafety.preprocess import looks, to_pixels
+from imgsafety.result import Pixels
 
 MEMORY = 4 * 1024**3  # bytes of address space; a picture of 80 million pixels needs a third of it
 MAX_LINE = 1 << 20  # bytes of the JSON that a worker may answer
@@ -36,19 +36,11 @@ WORKER = (sys.executable, "-P", "-c", "from imgsafety.isolate import work; work(
 PROBE = b"P6 1 1 255\n\0\0\0"
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One look at one frame: `rgb` is uint8 (size, size, 3), `index` its number in an animation, none for a still picture."""
-
-    rgb: npt.NDArray[np.uint8]
-    index: int | None
-
-
-def prepare(content: Any, limits: Limits, size: int, thorough: bool) -> list[Frame]:
+def prepare(content: Any, limits: Limits, size: int, thorough: bool) -> list[Pixels]:
     """Decode bytes, a PIL image or an array in this process. Raises `ImageError`."""
     try:
         return [
-            Frame(to_pixels(look, size), view.frame)
+            Pixels(to_pixels(look, size), view.frame)
             for view in iter_views(content, limits, size)
             for look in looks(view.image, thorough)
         ]
@@ -89,7 +81,7 @@ class Workers:
         running = [slot.process for slot in self._slots]  # a copy: other threads replace them
         return tuple(process.pid for process in running if process is not None and process.poll() is None)
 
-    def prepare(self, data: bytes, limits: Limits, size: int, thorough: bool) -> list[Frame]:
+    def prepare(self, data: bytes, limits: Limits, size: int, thorough: bool) -> list[Pixels]:
         """Like the function `prepare`, in a worker that is killed after `limits.timeout` seconds. Raises `ImageError`."""
         slot = self._idle.get()
         try:
@@ -134,7 +126,7 @@ def _end_all(slots: tuple[_Slot, ...]) -> None:
         _end(slot)
 
 
-def _ask(process: subprocess.Popen[bytes], data: bytes, limits: Limits, size: int, thorough: bool) -> list[Frame]:
+def _ask(process: subprocess.Popen[bytes], data: bytes, limits: Limits, size: int, thorough: bool) -> list[Pixels]:
     """Send one task and read its answer; whatever breaks off kills the worker and becomes an `ImageError`."""
     assert process.stdin is not None and process.stdout is not None  # noqa: S101  # for the type checker: both are pipes
     task = {"bytes": len(data), "limits": asdict(limits), "size": size, "thorough": thorough}
@@ -156,14 +148,14 @@ def _ask(process: subprocess.Popen[bytes], data: bytes, limits: Limits, size: in
             process.wait()
 
 
-def _read_answer(pipe: Any, size: int) -> list[Frame]:
+def _read_answer(pipe: Any, size: int) -> list[Pixels]:
     answer = json.loads(pipe.readline(MAX_LINE))
     if answer["error"] is not None:
         raise ImageError(str(answer["error"]))
     frames = []
     for index in answer["frames"]:
         rgb = np.frombuffer(pipe.read(size * size * 3), np.uint8).reshape(size, size, 3)
-        frames.append(Frame(rgb, None if index is None else int(index)))
+        frames.append(Pixels(rgb, None if index is None else int(index)))
     return frames
 
 
@@ -201,13 +193,13 @@ def work() -> None:
 
 
 def _answer(answers: Any, data: bytes, task: dict[str, Any]) -> None:
-    frames: list[Frame] = []
+    frames: list[Pixels] = []
     error = None
     try:
         frames = prepare(data, Limits(**task["limits"]), task["size"], task["thorough"])
     except (ImageError, MemoryError) as problem:
         error = str(problem) or "not enough memory"
-    answers.write(json.dumps({"error": error, "frames": [frame.index for frame in frames]}).encode() + b"\n")
+    answers.write(json.dumps({"error": error, "frames": [frame.frame for frame in frames]}).encode() + b"\n")
     for frame in frames:
         answers.write(frame.rgb.tobytes())
     answers.flush()

@@ -22,10 +22,13 @@ SEVERITY: dict[str, int] = {"allow": 0, "review": 1, "undecided": 2, "block": 3}
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """One frame, ready for the model: `rgb` is uint8 (size, size, 3), `frame` its index in the file."""
+    """One look at one frame, ready for the model.
+
+    rgb: uint8 (size, size, 3). frame: its index in an animation or batch, none for a still picture.
+    """
 
     rgb: npt.NDArray[np.uint8]
-    frame: int = 0
+    frame: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

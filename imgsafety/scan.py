@@ -22,7 +22,7 @@ from imgsafety import source
 from imgsafety.batching import MicroBatcher
 from imgsafety.decode import FRAMES, MAX_PIXELS, TIMEOUT, Limits
 from imgsafety.errors import ImageError, ModelError, SetupError
-from imgsafety.isolate import Frame, Workers, prepare
+from imgsafety.isolate import Workers, prepare
 from imgsafety.policy import Policy, check_fit, load_policy
 from imgsafety.policy import decide as apply_policy
 from imgsafety.result import SEVERITY, Pixels, Result, Scores, Verdict, make_result
@@ -47,7 +47,6 @@ class _Prepared:
     path: str | None
     sha256: str | None = None
     frames: tuple[Pixels, ...] = ()
-    still: bool = True
     error: str | None = None
     skipped: bool = False
 
@@ -254,13 +253,11 @@ class Scanner:
             path, sha256 = loaded.path, loaded.sha256
             if wanted is not None and sha256 is not None and not wanted(sha256):
                 return _Prepared(path, sha256, skipped=True)
-            seen = self._frames(loaded.content)
-            frames = tuple(Pixels(frame.rgb, frame.index or 0) for frame in seen)
-            return _Prepared(path, sha256, frames, still=all(frame.index is None for frame in seen))
+            return _Prepared(path, sha256, tuple(self._pixels(loaded.content)))
         except (ImageError, MemoryError) as problem:
             return _Prepared(path, sha256, error=str(problem) or "not enough memory")
 
-    def _frames(self, content: bytes | Image.Image | npt.NDArray[Any]) -> list[Frame]:
+    def _pixels(self, content: bytes | Image.Image | npt.NDArray[Any]) -> list[Pixels]:
         size = self.session.spec.size
         if self.isolated and isinstance(content, bytes):
             return self.isolated.prepare(content, self.limits, size, self.thorough)
@@ -307,7 +304,7 @@ def judge(policy: Policy, scored: Scored, before: Sequence[Scores] = ()) -> tupl
 
 
 def _scored(one: _Prepared, scores: tuple[Scores, ...], error: str | None) -> Scored:
-    frames = tuple(None if one.still else frame.frame for frame in one.frames[: len(scores)])
+    frames = tuple(frame.frame for frame in one.frames[: len(scores)])
     return Scored(one.path, one.sha256, frames, scores, error, one.skipped)
 
 

@@ -8,6 +8,7 @@ NaN, and `nan >= threshold` is false, so everything would pass. `Session` refuse
 import hashlib
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +162,12 @@ ALIASES = {
 
 def score_names(spec: ModelSpec) -> frozenset[str]:
     """Return every score name that a policy may use with this model."""
-    return frozenset(name for head in spec.heads for name in _sums(head))
+    return frozenset(name for head in spec.heads for name in _sums(head)[0])
 
 
-def _sums(head: Head) -> dict[str, npt.NDArray[np.float64]]:
-    """Every named score of a head as weights over its labels: each score is a sum of probabilities."""
+@cache  # a pure function of a frozen head, asked once per picture
+def _sums(head: Head) -> tuple[tuple[str, ...], npt.NDArray[np.float64]]:
+    """The names of a head's scores, and each as a row of weights over labels: a score is a sum of probabilities."""
     count = len(head.labels)
     up_to, alone = np.tri(count), np.eye(count)
     if head.kind == "ages":
@@ -173,13 +175,14 @@ def _sums(head: Head) -> dict[str, npt.NDArray[np.float64]]:
     else:
         sums = {f"{head.name}.{label}": row for label, row in zip(head.labels, alone, strict=True)}
         sums |= {f"{head.name}.at_least.{label}": row for label, row in zip(head.labels, up_to.T, strict=True)}
-    return sums | {alias: sums[name] for name, alias in ALIASES.items() if name in sums}
+    sums |= {alias: sums[name] for name, alias in ALIASES.items() if name in sums}
+    return tuple(sums), np.stack(list(sums.values()))
 
 
-def read_out(spec: ModelSpec, outputs: Mapping[str, npt.NDArray[np.float32]], row: int) -> Scores:
+def read_out(spec: ModelSpec, outputs: Mapping[str, npt.NDArray[np.floating[Any]]], row: int) -> Scores:
     """Make `Scores` of one row of the heads' probabilities: the only definition of what a score means.
 
-    outputs: for every head `float32 (batch, labels)`, and for maps `NAME_map (batch, labels, rows, columns)`.
+    outputs: for every head floats `(batch, labels)`, and for maps `NAME_map (batch, labels, rows, columns)`.
     """
     heads: dict[str, dict[str, float]] = {}
     named: dict[str, float] = {}
@@ -188,13 +191,13 @@ def read_out(spec: ModelSpec, outputs: Mapping[str, npt.NDArray[np.float32]], ro
     for head in spec.heads:
         probabilities = np.clip(outputs[head.name][row].astype(np.float64), 0.0, 1.0)
         heads[head.name] = dict(zip(head.labels, probabilities.tolist(), strict=True))
-        sums = _sums(head)
-        named |= {name: min(float(weights @ probabilities), 1.0) for name, weights in sums.items()}
+        names, weights = _sums(head)
+        named |= zip(names, np.minimum(weights @ probabilities, 1.0).tolist(), strict=True)
         if head.kind == "ages":
             age = _age(head, probabilities)
         if head.name + MAP_SUFFIX in outputs:
-            planes = outputs[head.name + MAP_SUFFIX][row]
-            maps |= {name: np.tensordot(weights, planes, axes=1).tolist() for name, weights in sums.items()}
+            planes = np.tensordot(weights, outputs[head.name + MAP_SUFFIX][row], axes=1)
+            maps |= zip(names, planes.tolist(), strict=True)
     if named.get("attire.no_person", 0.0) >= 0.5:
         age = None  # an age needs somebody who has it
     low, expected, high = age if age is not None else (None, None, None)
@@ -203,8 +206,6 @@ def read_out(spec: ModelSpec, outputs: Mapping[str, npt.NDArray[np.float32]], ro
 
 def _age(head: Head, probabilities: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     """Low end, expectation and high end in years; quantiles are interpolated inside a bin."""
-    edges = np.asarray(head.edges)
-    middles = (edges[:-1] + edges[1:]) / 2
     cumulative = np.concatenate([[0.0], np.cumsum(probabilities)])
-    low, high = np.interp(AGE_INTERVAL, cumulative / cumulative[-1], edges)
-    return float(low), float(probabilities @ middles / cumulative[-1]), float(high)
+    low, high = np.interp(AGE_INTERVAL, cumulative / cumulative[-1], head.edges)
+    return float(low), float(probabilities @ head.middles / cumulative[-1]), float(high)

@@ -7,6 +7,7 @@ repeated here, so they cannot disagree with it.
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from imgsafety.errors import ModelError
@@ -40,6 +41,11 @@ class Head:
             raise ModelError(f"head {self.name!r}: {len(self.edges)} edges where {expected} are needed")
         if list(self.edges) != sorted(set(self.edges)):
             raise ModelError(f"head {self.name!r}: edges must rise")
+
+    @property
+    def middles(self) -> tuple[float, ...]:
+        """For `ages`, the middle of each bin in years; else empty."""
+        return tuple((low + high) / 2 for low, high in pairwise(self.edges))
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def noise():
 def test_a_worker_prepares_the_same_frames(isolated, data, thorough):
     here = prepare(data, Limits(), SIZE, thorough)
     there = isolated.isolated.prepare(data, Limits(), SIZE, thorough)
-    assert [frame.index for frame in here] == [frame.index for frame in there]
+    assert [frame.frame for frame in here] == [frame.frame for frame in there]
     assert all(np.array_equal(one.rgb, other.rgb) for one, other in zip(here, there, strict=True))
 
 

@@ -36,6 +36,7 @@ from training.split import read_fold
 HERE = Path(__file__).parent
 FOLDER_AGES = {"minor": (0.0, ADULT - 1.0), "adult": (float(ADULT), float(OLDEST))}
 DECIMALS = 4
+CONDITIONS = ("when", "before_below")  # of a rule, each with a share of misses per score
 
 
 class TooFewRowsError(Exception):
@@ -130,22 +131,18 @@ def calibrate(
     confidence: float,
 ) -> str:
     """Return the text of a policy whose every threshold keeps its promise. Raises `TooFewRowsError`."""
-    results = list(scanner.scan(data / row.path for row in rows))
-    readable = [(row, result) for row, result in zip(rows, results, strict=True) if result.verdict != "undecided"]
+    scored = scanner.score(data / row.path for row in rows)
+    readable = [(row, one.scores) for row, one in zip(rows, scored, strict=True) if not one.error]
     if len(readable) < len(rows):
         click.echo(f"left out: {len(rows) - len(readable)} of {len(rows)} files could not be judged", err=True)
     rows = [row for row, _ in readable]
-    scores = {
-        "minimal_attire": np.array([result.minimal_attire for _, result in readable], dtype=float),
-        "exposed": np.array([sum(result.scores["attire"][label] for label in EXPOSED) for _, result in readable]),
-        "minor": np.array([result.minor for _, result in readable], dtype=float),
-        "under_25": np.array([result.under_25 for _, result in readable], dtype=float),
-    }
+    asked = {score for rule in recipe["rules"] for key in CONDITIONS for score in rule.get(key, {})}
+    scores = {name: np.array([max(look.named[name] for look in looks) for _, looks in readable]) for name in asked}
     found: dict[tuple[str, str, float], Threshold] = {}
     rules = []
     for rule in recipe["rules"]:
         lines = [f'name = "{rule["name"]}"', f'verdict = "{rule["verdict"]}"']
-        for key in ("when", "before_below"):
+        for key in CONDITIONS:
             chosen = {}
             for score, miss in rule.get(key, {}).items():
                 promise = (key, score, target_miss or miss)
@@ -170,8 +167,8 @@ def cases_of(rows: Sequence[Row], key: str, score: str) -> tuple[npt.NDArray[np.
         return attire == "minimal", (attire != "minimal") & (attire != "")
     if score == "exposed":
         return np.isin(attire, EXPOSED), clothed
-    minor = np.array([row.age is not None and row.age[1] < ADULT for row in rows])
-    adult = np.array([row.age is not None and row.age[0] >= ADULT and not row.exposed for row in rows])
+    minor = np.array([row.minor for row in rows])
+    adult = np.array([row.adult and not row.exposed for row in rows])
     return minor, adult
 
 

@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from imgsafety.decode import Limits, decode
 from imgsafety.preprocess import to_pixels
 from training import augment
 from training.heads import AGE, OLDEST, age_distribution, age_target, attire_target, most_exposed
 from training.manifest import ADULT, Row
+from training.predict import read_image
 
 NOBODY: tuple[float, float] = (OLDEST, OLDEST)  # as the age of an empty picture: it makes no joint picture younger
 NOT_YOUNG = (25, OLDEST)  # what the age head shall answer where nobody is: no young person here
@@ -44,7 +44,7 @@ class Example:
 
 def read_example(row: Row, folder: Path, size: int) -> Example:
     """Decode one row's picture as the scanner would."""
-    image = decode((folder / row.path).read_bytes(), Limits(frames=1), size)[0].image
+    image = read_image(row, folder, size)
     attire = row.attire or (FACE_ATTIRE if row.framing == "face" else "")
     age = row.age or (NOBODY if row.attire == "no_person" else UNKNOWN_AGE)
     return Example(image, attire_target(attire), age, row.exposed)
@@ -105,7 +105,7 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, float]]):
             image = self._change(example, row, random)
         attire, age = targets(example)
         pixels = torch.from_numpy(to_pixels(image, self.size).copy())
-        trust = self.trust.get(row.source, 1.0) if row.age and row.age[1] < ADULT else 1.0
+        trust = self.trust.get(row.source, 1.0) if row.minor else 1.0
         return pixels, torch.from_numpy(attire), torch.from_numpy(age), trust
 
     def _place(self, row: Row, random: augment.Random) -> Example:

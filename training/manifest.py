@@ -43,9 +43,19 @@ class Row:
         return self.attire in EXPOSED
 
     @property
+    def minor(self) -> bool:
+        """True when the label says that somebody appears to be under 18."""
+        return self.age is not None and self.age[1] < ADULT
+
+    @property
+    def adult(self) -> bool:
+        """True when the label says that everybody appears to be 18 or older."""
+        return self.age is not None and self.age[0] >= ADULT
+
+    @property
     def adults_or_nobody(self) -> bool:
         """True when no minor can be in the picture: the only rows an exposed one may share a canvas with."""
-        return self.attire == "no_person" or (self.age is not None and self.age[0] >= ADULT)
+        return self.attire == "no_person" or self.adult
 
 
 def load_manifest(path: Path, licences: Mapping[str, str]) -> list[Row]:
@@ -107,7 +117,7 @@ def _age(line: int, values: Mapping[str, str]) -> tuple[float, float] | None:
 def _check_lawful(line: int, row: Row) -> None:
     if row.attire not in ATTIRE_VALUES:
         raise ManifestError(f"line {line}: attire {row.attire!r} is not one of {', '.join(ATTIRE_VALUES[1:])} or empty")
-    if row.exposed and (row.age is None or row.age[0] < ADULT):
+    if row.exposed and not row.adult:
         shown = "unknown" if row.age is None else f"{row.age[0]:g} to {row.age[1]:g}"
         raise ManifestError(
             f"line {line}: {row.path} joins attire {row.attire!r} with an age that can be under {ADULT} ({shown}); "

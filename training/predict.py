@@ -54,6 +54,6 @@ def _answer(looks: Sequence[Scores], head: str, name: str) -> list[float]:
     return list(max(looks, key=lambda scores: scores.named[name]).heads[head].values())
 
 
-def read_image(row: Row, folder: Path) -> Image.Image:
-    """Decode the picture of one row at full size."""
-    return decode((folder / row.path).read_bytes(), Limits(frames=1), 0)[0].image
+def read_image(row: Row, folder: Path, size: int = 0) -> Image.Image:
+    """Decode the picture of one row: at full size, or as the scanner does for a model of this side."""
+    return decode((folder / row.path).read_bytes(), Limits(frames=1), size)[0].image

@@ -12,14 +12,16 @@ import numpy.typing as npt
 
 from imgsafety import Scanner, Scores
 from imgsafety.policy import Policy, decide
-from training.heads import AGE, ATTIRE, EXPOSED
+from imgsafety.session import read_out
+from imgsafety.spec import ModelSpec
+from training.heads import AGE, ATTIRE, HEADS
 from training.manifest import ADULT, Row
 from training.measure import Values, auroc_text, calibration_error, rate, recall_at
 from training.predict import Answers, predict, read_image
 from training.settings import Settings
 from training.transforms import EDITS, ROBUSTNESS, Change, collage_of, smaller
 
-MIDDLES = np.array([(low + high) / 2 for low, high in zip(AGE.edges, AGE.edges[1:], strict=False)])
+SPEC = ModelSpec("measured", "", 224, HEADS)  # only its heads are asked: what their scores mean
 Mask = npt.NDArray[np.bool_]
 
 
@@ -62,7 +64,7 @@ class Measured:
     @property
     def age(self) -> Values:
         """Expected apparent age."""
-        return np.asarray(self.answers.heads[AGE.name] @ MIDDLES)
+        return np.asarray(self.answers.heads[AGE.name] @ AGE.middles)
 
     def under(self, years: float) -> Values:
         """P(apparent age < years)."""
@@ -75,9 +77,7 @@ class Measured:
 
     def scores(self) -> list[Scores]:
         """What a policy can ask of each row."""
-        exposed = self.answers.heads[ATTIRE.name][:, -len(EXPOSED) :].sum(axis=1)
-        columns = {"minimal_attire": self.minimal, "exposed": exposed, "minor": self.under(ADULT), "under_25": self.under(25)}
-        return [Scores({}, {name: float(values[row]) for name, values in columns.items()}) for row in range(len(self.rows))]
+        return [read_out(SPEC, self.answers.heads, row) for row in range(len(self.rows))]
 
     def take(self, chosen: Mask) -> "Measured":
         """The rows where `chosen` is true."""
@@ -127,7 +127,7 @@ def _groups(all_rows: Measured) -> Iterator[tuple[str, Measured]]:
     for column in ("source", "medium", "framing"):
         for value in _values(all_rows, column):
             yield f"{column} {value}", all_rows.take(all_rows.column(column) == value)
-    children = np.array([row.age is not None and row.age[1] < ADULT for row in all_rows.rows])
+    children = np.array([row.minor for row in all_rows.rows])
     scene = all_rows.column("framing") == "scene"
     yield "clothed children in scenes", all_rows.take(children & scene)
     yield "faces of minors", all_rows.take(children & ~scene)
@@ -182,7 +182,7 @@ def age_tables(all_rows: Measured, policy: Policy) -> Iterator[Table]:
     scenes = all_rows.take(
         (all_rows.column("framing") == "scene") & np.array([row.age is not None and not row.exposed for row in all_rows.rows])
     )
-    children = np.array([row.age is not None and row.age[1] < ADULT for row in scenes.rows], dtype=bool)
+    children = np.array([row.minor for row in scenes.rows], dtype=bool)
     yield Table(
         "Minor: faces with an exact age",
         f"Positives: under 18. The shipped threshold of the minor score is {limit:g}.",
@@ -255,12 +255,12 @@ def _inside_interval(faces: Measured) -> Mask:
 def verdict_table(all_rows: Measured, policy: Policy) -> Table:
     """What the policy says of each kind of picture, rule by rule: what its users meet."""
     attire = all_rows.column("attire")
-    adult = np.array([row.age is not None and row.age[0] >= ADULT for row in all_rows.rows])
+    adult = np.array([row.adult for row in all_rows.rows])
     groups = {
         "adults, minimal": attire == "minimal",
         "adults, revealing": (attire == "revealing") & adult,
         "adults, clothed": (attire == "clothed") & adult,
-        "clothed children in scenes": np.array([row.age is not None and row.age[1] < ADULT for row in all_rows.rows])
+        "clothed children in scenes": np.array([row.minor for row in all_rows.rows])
         & (attire == "clothed"),
         "nobody": attire == "no_person",
     }

@@ -9,7 +9,6 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -30,7 +29,7 @@ from training.split import read_fold
 WARM_UP_STEPS = 200
 BACKBONE_RATE = 1 / 2  # the backbone learns slower than the fresh heads
 NORM_IMAGES = 256  # real pictures from which folded batch norms get their statistics
-AGE_MIDDLES = torch.tensor([(low + high) / 2 for low, high in pairwise(AGE.edges)])
+AGE_MIDDLES = torch.tensor(AGE.middles)
 
 
 @click.command(help=__doc__)
