@@ -15,6 +15,7 @@ from statistics import NormalDist
 from typing import Any
 
 from imgsafety.errors import SetupError
+from imgsafety.spec import shipped_file
 
 CONFIDENCE = 0.95
 RATES_FILE = "operating_points.json"
@@ -104,9 +105,7 @@ def _clip(value: float) -> float:
 
 def shipped_rates() -> Path | None:
     """Return the path of the error counts that came with the shipped model, if there are any."""
-    here = Path(__file__).parent
-    found = [folder / RATES_FILE for folder in (here / "weights", here.parent / "weights") if (folder / RATES_FILE).is_file()]
-    return found[0] if found else None
+    return shipped_file(RATES_FILE)
 
 
 def load_rates(path: str | os.PathLike[str], model_sha256: str, policy: str) -> dict[str, ErrorCounts]:

@@ -19,7 +19,7 @@ from imgsafety.policy import load_policy, shipped_policies
 from imgsafety.prevalence import ErrorCounts, Share, corrected_share, difference, load_rates, raw_share, shipped_rates
 from imgsafety.result import SEVERITY
 from imgsafety.sink import printable
-from imgsafety.store import Store
+from imgsafety.store import FLAGGED, Store
 
 BINS = {"minimal_attire": 40, "minor": 40, "age": 100}
 MOST_GROUPS = 60  # rows of the tables over folders and over time
@@ -258,7 +258,7 @@ def list_flagged(store: Store, duplicates: str = "count", limit: int = MOST_FLAG
     gravity = " ".join(f"WHEN '{verdict}' THEN {rank}" for verdict, rank in SEVERITY.items())
     rows = store.query(
         "SELECT path, verdict, reasons, minimal_attire, minor, under_25, apparent_age, mtime_ns, sha256, error "  # noqa: S608  # our own
-        f"FROM {VIEWS[duplicates]} WHERE verdict != 'allow' OR reasons != '[]' "
+        f"FROM {VIEWS[duplicates]} WHERE {FLAGGED} "
         f"ORDER BY CASE verdict {gravity} END DESC, reasons != '[]' DESC, minimal_attire DESC, path LIMIT ?",
         (limit,),
     )

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from imgsafety.errors import ModelError, SetupError
 from imgsafety.result import Scores
-from imgsafety.spec import METADATA_KEY, Head, ModelSpec, from_json
+from imgsafety.spec import METADATA_KEY, Head, ModelSpec, from_json, shipped_file
 
 MODEL_FILE = "imgsafety-v1.onnx"
 PROVIDERS = {
@@ -32,11 +32,10 @@ SUM_TOLERANCE = 1e-3
 
 def shipped_model() -> Path:
     """Return the path of the model that came with the package (wheel, editable install or checkout)."""
-    here = Path(__file__).parent
-    for folder in (here / "weights", here.parent / "weights"):
-        if (folder / MODEL_FILE).is_file():
-            return folder / MODEL_FILE
-    raise ModelError(f"{MODEL_FILE} is not beside the package; reinstall imgsafety or name a model file")
+    found = shipped_file(MODEL_FILE)
+    if found is None:
+        raise ModelError(f"{MODEL_FILE} is not beside the package; reinstall imgsafety or name a model file")
+    return found
 
 
 class Session:

@@ -8,6 +8,7 @@ repeated here, so they cannot disagree with it.
 import json
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 from imgsafety.errors import ModelError
@@ -67,6 +68,13 @@ class ModelSpec:
     def identity(self) -> str:
         """`name version`, what a policy names to say which model its thresholds belong to."""
         return f"{self.name} {self.version}"
+
+
+def shipped_file(name: str) -> Path | None:
+    """Return the path of a file that comes with the model (wheel, editable install or checkout), none if it is absent."""
+    here = Path(__file__).parent
+    found = [folder / name for folder in (here / "weights", here.parent / "weights") if (folder / name).is_file()]
+    return found[0] if found else None
 
 
 def to_json(spec: ModelSpec) -> str:

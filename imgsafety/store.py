@@ -59,6 +59,7 @@ CREATE VIEW distinct_results AS
     SELECT results.* FROM pictures JOIN results
         ON results.path = (SELECT min(path) FROM files WHERE files.sha256 = pictures.sha256);
 """
+FLAGGED = "(verdict != 'allow' OR reasons != '[]')"  # `Result.flagged`, in SQL
 NUMBERS = "minimal_attire minor under_25 apparent_age apparent_age_low apparent_age_high".split()
 VERDICT_COLUMNS = ["deciding", "verdict", "reasons", "error", *NUMBERS, "attire"]
 RESULT_COLUMNS = ", ".join(["path", "sha256", "verdict", "reasons", "error", "frames", "scores", "deciding", *NUMBERS])
@@ -178,7 +179,7 @@ class Store:
     def count(self) -> dict[str, int]:
         """Return how many files have each verdict, and how many are `flagged` (see `Result.flagged`)."""
         verdicts = dict(self.query("SELECT verdict, count(*) FROM results GROUP BY verdict"))
-        ((flagged,),) = self.query("SELECT count(*) FROM results WHERE verdict != 'allow' OR reasons != '[]'")
+        ((flagged,),) = self.query(f"SELECT count(*) FROM results WHERE {FLAGGED}")  # noqa: S608  # our own
         return {**verdicts, "flagged": flagged}
 
     def results(self, view: str = "results", where: str = "1") -> Iterator[Result]:
