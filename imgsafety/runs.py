@@ -9,7 +9,7 @@ import json
 import os
 import platform
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -85,8 +85,8 @@ def decide_run(store: Store, policy: Policy) -> None:
     store.replace_verdicts(_decided(store, policy, spec), {"policy": _describe_policy(policy)})
 
 
-def _begin(store: Store, scanner: Scanner, roots: list[str], selection: Selection) -> None:
-    """Describe a new run, or refuse to go on with one that was made differently."""
+def describe_run(scanner: Scanner, roots: list[str], selection: Selection) -> dict[str, Any]:
+    """Say, as JSON, all that must stay the same for a run to be gone on with, and the versions at work."""
     session, limits = scanner.session, scanner.limits
     facts = {
         "model": {"name": session.spec.identity, "sha256": session.sha256, "spec": to_json(session.spec)},
@@ -98,32 +98,44 @@ def _begin(store: Store, scanner: Scanner, roots: list[str], selection: Selectio
         },
         "selection": {"paths": roots, **asdict(selection)},
         "policy": _describe_policy(scanner.policy),
+        "versions": [_versions()],
     }
-    facts = json.loads(json.dumps(facts))  # as it will be read back
-    versions = _versions()
-    if store.fact("model") is None:
-        store.set_facts({**facts, "versions": [versions], "started": _now(), "finished": None})
-        return
-    _refuse_changes(store, facts)
-    earlier = store.fact("versions")
-    store.set_facts({"versions": earlier if versions in earlier else [*earlier, versions], "finished": None})
+    as_read_back: dict[str, Any] = json.loads(json.dumps(facts))
+    return as_read_back
 
 
-def _refuse_changes(store: Store, facts: dict[str, Any]) -> None:
-    run = store.path
-    if store.fact("policy") != facts["policy"]:
+def refuse_changes(run: object, stored: Mapping[str, Any], facts: Mapping[str, Any], other_policy: str = "") -> None:
+    """Raise `SetupError` that names what differs between a run as it was begun and as it is to go on.
+
+    other_policy: what to do instead when it is the policy that differs.
+    """
+    if stored["policy"] != facts["policy"]:
         raise SetupError(
-            f"run {run} holds verdicts of policy {_policy_id(store.fact('policy'))}, not {_policy_id(facts['policy'])}; "
-            f"to apply this one to the scores it holds: imgsafety decide {run} --policy …; to scan anew, name another --run file"
+            f"run {run} holds verdicts of policy {_policy_id(stored['policy'])}, not {_policy_id(facts['policy'])}; "
+            f"{other_policy}to scan anew, name another run"
         )
     for part in ("model", "settings", "selection"):
-        stored = store.fact(part)
         for name, value in facts[part].items():
-            if stored.get(name) != value:
+            before = stored[part].get(name)
+            if before != value:
                 raise SetupError(
-                    f"run {run} was made with {part} {name} {_short(stored.get(name))}, not {_short(value)}; "
-                    "give the same as before to go on with it, or name another --run file"
+                    f"run {run} was made with {part} {name} {_short(before)}, not {_short(value)}; "
+                    "give the same as before to go on with it, or name another run"
                 )
+
+
+def _begin(store: Store, scanner: Scanner, roots: list[str], selection: Selection) -> None:
+    """Describe a new run, or refuse to go on with one that was made differently."""
+    facts = describe_run(scanner, roots, selection)
+    if store.fact("model") is None:
+        store.set_facts({**facts, "started": _now(), "finished": None})
+        return
+    stored = {part: store.fact(part) for part in ("policy", "model", "settings", "selection")}
+    decide = f"to apply this one to the scores it holds: imgsafety decide {store.path} --policy …; "
+    refuse_changes(store.path, stored, facts, decide)
+    earlier = store.fact("versions")
+    added = [versions for versions in facts["versions"] if versions not in earlier]
+    store.set_facts({"versions": earlier + added, "finished": None})
 
 
 def _short(value: Any) -> str:

@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import IO
 
 from imgsafety.errors import SetupError
 from imgsafety.result import Result
@@ -82,11 +83,11 @@ def _csv_line(cells: list[object]) -> str:
     return line.getvalue()
 
 
-def write_parquet(results: Iterable[Result], heads: Sequence[tuple[str, Sequence[str]]], path: str) -> None:
+def write_parquet(results: Iterable[Result], heads: Sequence[tuple[str, Sequence[str]]], where: str | IO[bytes]) -> None:
     """Write results as a Parquet file: the columns of CSV, and one more for every label of every head.
 
-    heads: names and labels. Names that are not UTF-8 are escaped, because Parquet's text cannot hold them. Raises `SetupError`
-    without the packages of the extra `parquet`.
+    heads: names and labels. where: a path or an open file. Names that are not UTF-8 are escaped, because Parquet's text cannot
+    hold them. Raises `SetupError` without the packages of the extra `parquet`.
     """
     try:
         import pyarrow
@@ -98,7 +99,7 @@ def write_parquet(results: Iterable[Result], heads: Sequence[tuple[str, Sequence
     names = {f"{head}.{label}": (head, label) for head, labels in heads for label in labels}
     schema = pyarrow.schema([(column, types.get(column, number)) for column in (*CSV_COLUMNS, *names)])
     iterator = iter(results)
-    with parquet.ParquetWriter(path, schema) as writer:
+    with parquet.ParquetWriter(where, schema) as writer:
         while batch := list(islice(iterator, ROW_GROUP)):
             writer.write_table(pyarrow.Table.from_pylist([_parquet_row(result, names) for result in batch], schema))
 

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from heapq import nsmallest
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from PIL import Image
 
 from imgsafety.archive import ZIP_MAGIC, Member, is_archive, list_members
 from imgsafety.errors import ImageError
+
+T = TypeVar("T")
 
 ENDINGS = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .dib .tif .tiff .avif .ppm .pgm .pbm .pnm".split()
@@ -78,23 +80,40 @@ def find_images(paths: Iterable[str | os.PathLike[str]], selection: Selection | 
     """
     chosen = selection or Selection()
     roots = tuple(map(Path, paths))
-    if chosen.sample is not None:
-        return _sample(roots, chosen, chosen.sample)
-    return islice((item for _, item in _list_roots(roots, chosen)), chosen.max_files)
+    return select(lambda: list_places(roots, chosen), chosen)
 
 
-def _sample(roots: Sequence[Path], selection: Selection, count: int) -> Iterator[Path | Member]:
+def select(listing: Callable[[], Iterator[tuple[str, T]]], selection: Selection) -> Iterator[T]:
+    """Yield what a selection keeps of a listing.
+
+    listing: starts it anew (a sample needs it twice); yields every candidate's place and the candidate. A place is the number of
+    the root it lies under, a slash, and its path below that root.
+    """
+
+    def kept() -> Iterator[tuple[str, T]]:
+        return ((place, item) for place, item in listing() if _keeps(selection, place.partition("/")[2]))
+
+    if selection.sample is not None:
+        return _sample(kept, selection.sample, selection.seed)
+    return islice((item for _, item in kept()), selection.max_files)
+
+
+def _keeps(selection: Selection, name: str) -> bool:
+    return (not selection.include or _matches(name, selection.include)) and not _matches(name, selection.exclude)
+
+
+def _sample(kept: Callable[[], Iterator[tuple[str, T]]], count: int, seed: int) -> Iterator[T]:
     """The `count` files whose names hash lowest: a uniform sample that depends on nothing but names and seed."""
 
     def rank(place: str) -> bytes:
-        return hashlib.blake2b(f"{selection.seed}/{place}".encode(errors="surrogateescape"), digest_size=16).digest()
+        return hashlib.blake2b(f"{seed}/{place}".encode(errors="surrogateescape"), digest_size=16).digest()
 
-    lowest = nsmallest(count, (rank(place) for place, _ in _list_roots(roots, selection)))
-    return (item for place, item in _list_roots(roots, selection) if lowest and rank(place) <= lowest[-1])
+    lowest = nsmallest(count, (rank(place) for place, _ in kept()))
+    return (item for place, item in kept() if lowest and rank(place) <= lowest[-1])
 
 
-def _list_roots(roots: Sequence[Path], selection: Selection) -> Iterator[tuple[str, Path | Member]]:
-    """Yield every candidate and its place: the number of its root, a slash, its path below that root."""
+def list_places(roots: Sequence[Path], selection: Selection) -> Iterator[tuple[str, Path | Member]]:
+    """Yield every candidate and its place, see `select`; folders that the selection excludes are not entered."""
     visited: set[tuple[int, int]] = set()
     for number, root in enumerate(roots):
         is_folder = root.is_dir()
@@ -106,8 +125,7 @@ def _list_roots(roots: Sequence[Path], selection: Selection) -> Iterator[tuple[s
         for path in _walk(root, visited, excluded) if is_folder else (root,):
             for item in _open(path, named=not is_folder):
                 place = (name_of(item) or "").removeprefix(prefix)
-                if (not selection.include or _matches(place, selection.include)) and not _matches(place, selection.exclude):
-                    yield f"{number}/{place}", item
+                yield f"{number}/{place}", item
 
 
 def _matches(place: str, patterns: Iterable[str]) -> bool:
@@ -176,10 +194,15 @@ def list_file(path: Path) -> Iterator[Path | Member]:
 
 
 def _may_hold_picture(member: Member) -> bool:
-    if member.opaque or _has_ending(member.name):
+    return member.opaque or may_be_picture(member.name, member.read)
+
+
+def may_be_picture(name: str, read: Callable[[int], bytes]) -> bool:
+    """True for a name that ends like a picture's, or a file that begins like one. read: returns that many first bytes."""
+    if _has_ending(name):
         return True
     try:
-        return _looks_like_image(member.read(HEAD_BYTES))
+        return _looks_like_image(read(HEAD_BYTES))
     except Exception:  # noqa: BLE001  # as for files: what cannot be read and is not named like a picture is not one
         return False
 

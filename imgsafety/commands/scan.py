@@ -1,6 +1,7 @@
 """`imgsafety scan`: judge folders, archives and files; with `--run`, into a file that the same command goes on with."""
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,6 +11,7 @@ import click
 
 from imgsafety import sink, source
 from imgsafety.audit_log import Judge, open_log
+from imgsafety.errors import SetupError
 from imgsafety.result import Result
 from imgsafety.runs import scan_run
 from imgsafety.scan import DEFAULT_BATCH_SIZE, Scanner
@@ -70,6 +72,14 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Path(dir_okay=False),
     help="Keep the scan in this file: stop it in any way, give the same command again, and it goes on. See `report` and `decide`.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray scans on a cluster: PATHS and --output may be addresses (s3://…), and --output is a folder of Parquet files that "
+    "the same command goes on with. Needs the extra `ray`.",
+)
 def scan(
     paths: tuple[str, ...],
     format_: str,
@@ -81,11 +91,17 @@ def scan(
     max_files: int | None,
     sample: int | None,
     seed: int,
+    engine: str,
     **settings: Any,
 ) -> int:
     """Judge every picture in PATHS: files, archives, and folders with all that is below them."""
     if sample and max_files:
         raise click.UsageError("--sample draws from all files; it does not go with --max-files")
+    selection = Selection(include, exclude, max_files, sample, seed)
+    if engine == "ray":
+        if not output or run or audit_log or format_ != "text":
+            raise click.UsageError("--engine ray needs --output, a folder; it does not go with --run, --audit-log or --format")
+        return _scan_on_cluster(paths, output, selection, settings)
     missing = [path for path in paths if not os.path.lexists(path)]
     for path in missing:
         click.echo(f"imgsafety: {sink.printable(path)}: no such file or folder", err=True)
@@ -93,7 +109,6 @@ def scan(
     if not present:
         return FAILED
     scanner = Scanner(**settings)
-    selection = Selection(include, exclude, max_files, sample, seed)
     judge = partial(_scan_into, run) if run else _scan
     write = partial(_write, format_, output)
     status = judge(scanner, present, selection, partial(_write_audited, audit_log, scanner, write) if audit_log else write)
@@ -134,6 +149,22 @@ def _scan(scanner: Scanner, paths: list[str], selection: Selection, write: Write
 
     find = partial(source.find_images, paths, selection)
     write(counted(with_progress(scanner.scan(find()), find)))
+    return summarise(counts, " ".join(map(sink.printable, paths)))
+
+
+def _scan_on_cluster(paths: tuple[str, ...], output: str, selection: Selection, settings: dict[str, Any]) -> int:
+    from rich.console import Console
+    from rich.progress import track
+
+    from imgsafety.integrations.ray import is_address, scan_ray
+
+    for path in paths:
+        if not is_address(path) and not os.path.lexists(path):
+            raise SetupError(f"{sink.printable(path)}: no such file or folder")
+    counts: Counter[str] = Counter()
+    parts, judged = scan_ray(paths, output, selection, settings)
+    for part in track(judged, "scan", parts, console=Console(stderr=True), disable=not sys.stderr.isatty()):
+        counts.update(part)
     return summarise(counts, " ".join(map(sink.printable, paths)))
 
 
