@@ -119,7 +119,7 @@ def recolour(image: Image.Image, random: Random) -> Image.Image:
         return grey
     if style < 0.15:
         return Image.blend(grey, Image.new("RGB", image.size, (160, 110, 60)), random.uniform(0.15, 0.4))
-    if style < 0.155:
+    if style < 0.16:
         return image.point(lambda level: 255 - level)
     return Image.blend(grey, image, random.uniform(0.5, 1.4)) if style < 0.6 else image
 

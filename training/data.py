@@ -115,13 +115,13 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, float]]):
         if row.framing == "figure" and roll < 0.65:
             figure = augment.cut_out(example.image)
             if figure is not None:
-                return self._paste(example, figure, random.uniform(0.35, 1.0), random)
+                return self._paste(example, figure, random.uniform(0.25, 1.0), random)
         if row.framing == "face" and roll < 0.4:
             return self._paste(example, augment.soft_window(example.image, random), random.uniform(0.15, 0.85), random)
         if 0.65 <= roll < 0.75:
             window = example.image.copy()
             window.putalpha(255)
-            return self._paste(example, window, random.uniform(0.3, 0.8), random)
+            return self._paste(example, window, random.uniform(0.25, 0.8), random)
         if 0.75 <= roll < 0.85:
             return self._collage(example, random)
         return example

@@ -35,6 +35,7 @@ class Settings:
     save_every: int
     stages: tuple[Stage, ...]
     age_error_weight: float
+    minor_weight: float
     shares: dict[str, float]
     trust: dict[str, float]
     licences: dict[str, str]

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Subset
 
 from training.data import Examples, draw_rows
 from training.heads import AGE
-from training.manifest import Row
+from training.manifest import ADULT, Row
 from training.model import Network, build, has_folded_norms, load_network, restore_norms
 from training.settings import Settings, load_settings
 from training.split import read_fold
@@ -30,6 +30,7 @@ WARM_UP_STEPS = 200
 BACKBONE_RATE = 1 / 2  # the backbone learns slower than the fresh heads
 NORM_IMAGES = 256  # real pictures from which folded batch norms get their statistics
 AGE_MIDDLES = torch.tensor(AGE.middles)
+UNDER_18 = torch.tensor([edge <= ADULT for edge in AGE.edges[1:]], dtype=torch.float32)
 
 
 @click.command(help=__doc__)
@@ -69,6 +70,7 @@ def train(network: Network, rows: list[Row], data: Path, output: Path, settings:
         logits = network(pixels.to(device))
         losses = [head_loss(logits[0], attire.to(device), trust.to(device)), head_loss(logits[1], age.to(device), trust.to(device))]
         losses.append(settings.age_error_weight * expected_age_loss(logits[1], age.to(device)))
+        losses.append(settings.minor_weight * minor_loss(logits[1], age.to(device)))
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
         nn.utils.clip_grad_norm_(network.parameters(), 2.0)
@@ -105,6 +107,18 @@ def expected_age_loss(logits: Tensor, weights: Tensor) -> Tensor:
     exact = (weights.sum(dim=1) < 1.5).float()
     error = (torch.softmax(logits, dim=1) @ middles - weights @ middles).abs() / 10
     return (error * exact).sum() / exact.sum().clamp(min=1)
+
+
+def minor_loss(logits: Tensor, weights: Tensor) -> Tensor:
+    """Mean negative log-likelihood of being under 18 or not, over rows whose age is exact.
+
+    The distributions of neighbouring years overlap, so their cross-entropy alone leaves 17 and 18 half mixed.
+    """
+    below = UNDER_18.to(logits.device)
+    exact = (weights.sum(dim=1) < 1.5).float()
+    minor = (torch.softmax(logits, dim=1) @ below).clamp(1e-6, 1 - 1e-6)
+    losses = nn.functional.binary_cross_entropy(minor, (weights @ below > 0.5).float(), reduction="none")
+    return (losses * exact).sum() / exact.sum().clamp(min=1)
 
 
 def freeze(network: Network, count: int) -> None:
