@@ -119,7 +119,8 @@ class Store:
     def fact(self, name: str) -> Any:
         """Return a stored fact of the run (model, policy, settings, ...), or none."""
         row = self._connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return json.loads(row[0]) if row else None
+        with _undamaged(self.path):
+            return json.loads(row[0]) if row else None
 
     def set_facts(self, facts: Mapping[str, Any]) -> None:
         """Store or replace facts, all together."""
@@ -129,7 +130,8 @@ class Store:
     @cached_property
     def heads(self) -> Heads:
         """The model's heads and labels, in the order of the stored scores."""
-        return tuple((head["name"], tuple(head["labels"])) for head in json.loads(self.fact("model")["spec"])["heads"])
+        with _undamaged(self.path):
+            return tuple((head["name"], tuple(head["labels"])) for head in json.loads(self.fact("model")["spec"])["heads"])
 
     def done(self, seen: Seen) -> bool:
         """True when this file was judged before and has not changed. One that could not be judged is tried again."""
@@ -174,7 +176,7 @@ class Store:
         """Return the stored result for these bytes, without a path, or none."""
         columns = RESULT_COLUMNS.replace("path", "NULL")
         row = self._connection.execute(f"SELECT {columns} FROM pictures WHERE sha256 = ?", (sha256,)).fetchone()  # noqa: S608
-        return _to_result(row, self.heads) if row else None
+        return self._result(row) if row else None
 
     def count(self) -> dict[str, int]:
         """Return how many files have each verdict, and how many are `flagged` (see `Result.flagged`)."""
@@ -184,9 +186,13 @@ class Store:
 
     def results(self, view: str = "results", where: str = "1") -> Iterator[Result]:
         """Yield stored results in the order of their paths. view: `results` or `distinct_results`; where: SQL."""
-        heads = self.heads
         for row in self.query(f"SELECT {RESULT_COLUMNS} FROM {view} WHERE {where} ORDER BY path"):  # noqa: S608  # our own words
-            yield _to_result(row, heads)
+            yield self._result(row)
+
+    def _result(self, row: tuple[Any, ...]) -> Result:
+        heads = self.heads
+        with _undamaged(self.path):
+            return _to_result(row, heads)
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield the rows of a SELECT on the tables above."""
@@ -210,7 +216,8 @@ class Store:
         rows = self._connection.execute(
             "SELECT id, sha256, error, frames, scores FROM pictures WHERE id > ? ORDER BY id LIMIT ?", (after, count)
         )
-        return [(id_, sha256, error, _to_opinion(frames, scores, width)) for id_, sha256, error, frames, scores in rows]
+        with _undamaged(self.path):
+            return [(id_, sha256, error, _to_opinion(frames, scores, width)) for id_, sha256, error, frames, scores in rows]
 
     def replace_verdicts(self, verdicts: Iterable[tuple[int, Result, int | None]], facts: Mapping[str, Any]) -> None:
         """Replace verdicts by those of another policy, and the facts about it, in one transaction.
@@ -312,13 +319,22 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn what SQLite raises into an error that says what to do."""
     try:
         yield
-    except sqlite3.Error as problem:
+    except (sqlite3.Error, UnicodeDecodeError) as problem:  # SQLite's own words quote damaged names
         text = str(problem)
         if "full" in text or "disk I/O" in text:
             text = f"{text}; what was stored stays valid: free some space and give the same command again"
         elif "not a database" in text:
             text = "this is some other file; name another --run file"
         raise SetupError(f"run {path}: {text}") from problem
+
+
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """Say that the run is damaged when what it holds is not what was written."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as problem:
+        raise SetupError(f"run {path} is damaged: {problem}; scan anew into another --run file") from problem
 
 
 def _verdict_values(result: Result, deciding: int | None) -> tuple[Any, ...]:

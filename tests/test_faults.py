@@ -11,13 +11,14 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image, JpegImagePlugin
 
 from imgsafety import ModelError, PolicyError, Scanner, SetupError, find_images
 from imgsafety.policy import parse_policy
 from tests.hostile import encoded, picture
-from tests.toy import POLICY, write_toy_model
+from tests.toy import POLICY, toy_model, write_toy_model
 
 GREEN = (0, 255, 0)
 ROOT = Path(__file__).parents[1]
@@ -164,6 +165,15 @@ def test_workers_that_are_killed_all_the_time_lose_no_picture(pictures, toy_path
 def test_a_model_that_does_not_answer_numbers_allows_nothing(pictures, tmp_path_factory, toy_policy, factor):
     damaged = write_toy_model(tmp_path_factory.mktemp("damaged") / "toy.onnx", factor=factor)
     assert counts(Scanner(damaged, toy_policy).scan(pictures)) == {"undecided": 12}
+
+
+def test_a_model_that_answers_for_more_pictures_than_it_got_allows_nothing(pictures, tmp_path, toy_policy):
+    model = toy_model()
+    node = next(node for node in model.graph.node if list(node.output) == ["attire"])
+    node.output[0] = "once"
+    model.graph.node.append(onnx.helper.make_node("Concat", ["once", "once"], ["attire"], axis=0))
+    onnx.save(model, tmp_path / "twice.onnx")
+    assert counts(Scanner(tmp_path / "twice.onnx", toy_policy).scan(pictures)) == {"undecided": 12}
 
 
 def test_a_model_whose_bytes_changed_is_not_loaded(tmp_path, toy_policy):

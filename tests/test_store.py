@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -143,3 +144,13 @@ def test_names_that_are_not_utf8_come_back_as_they_were(scanner, tmp_path, draw)
     with open_to_write(tmp_path / "run.sqlite") as store:
         list(scan_run(scanner, store, [tmp_path]))
         assert [result.path for result in store.results()] == [str(tmp_path / name)]
+
+
+@pytest.mark.parametrize(
+    "damage", ["scores = x'00'", "reasons = 'x'", "reasons = '[1]'", "deciding = 9", "frames = '{'"]
+)
+def test_a_damaged_run_says_so(run, damage):
+    with closing(sqlite3.connect(run)) as connection, connection:
+        connection.execute(f"UPDATE pictures SET {damage}")
+    with pytest.raises(SetupError, match="damaged"), open_to_read(run) as store:
+        list(store.results())

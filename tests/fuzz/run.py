@@ -9,8 +9,8 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["imgsafety", "PIL"]):
-    from tests.fuzz.targets import TARGETS
+with atheris.instrument_imports(include=["imgsafety", "training", "PIL"]):
+    from tests.fuzz.targets import MANIFEST, TARGETS, make_run
 from tests.hostile import ANIMATED, STILL, animation, drawing, encoded
 from tests.toy import POLICY, SPEC, to_json
 
@@ -20,7 +20,7 @@ def seeds(target: str) -> list[bytes]:
     if target == "decode":
         frames = [(255, 0, 0), (0, 255, 0)]
         return [*(encoded(drawing(), name) for name in STILL), *(animation(name, frames) for name in ANIMATED)]
-    return [POLICY.encode() if target == "policy" else to_json(SPEC).encode()]
+    return {"policy": [POLICY.encode()], "spec": [to_json(SPEC).encode()], "manifest": [MANIFEST], "run": [make_run()]}[target]
 
 
 def main(target: str, folder: str, *options: str) -> None:

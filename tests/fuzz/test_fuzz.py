@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.targets import fuzz_decode, fuzz_policy, fuzz_spec
+from tests.fuzz.targets import MANIFEST, fuzz_decode, fuzz_manifest, fuzz_policy, fuzz_run, fuzz_spec, make_run
 from tests.hostile import ANIMATED, STILL, animation, drawing, encoded
 from tests.toy import POLICY, SPEC
 
@@ -50,6 +50,18 @@ def test_specs_with_another_value_in_a_head(field, value):
     fields = {"format": 1, **asdict(SPEC)}
     fields["heads"] = [{**fields["heads"][0], field: value}, fields["heads"][1]]
     fuzz_spec(json.dumps(fields).encode())
+
+
+@bounded
+@given(st.integers(0, 300), st.binary(max_size=20) | st.sampled_from([b'"', b",", b"\n", b"nan", b"minimal", b"-1", b"\0"]))
+def test_damaged_manifests(at, damage):
+    fuzz_manifest(damaged(MANIFEST, at, damage))
+
+
+@bounded
+@given(st.integers(0, 100_000), st.binary(min_size=1, max_size=40))
+def test_damaged_runs(at, damage):
+    fuzz_run(damaged(make_run(), at, damage))
 
 
 @pytest.mark.parametrize("text", [b"a=" + b"[" * 100_000, b"a=" + b"{b=" * 100_000, b"a=" + b"9" * 5000])
