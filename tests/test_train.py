@@ -113,6 +113,18 @@ def test_a_model_is_measured_on_held_out_pictures(model, killed, data):
     assert result.exit_code == 0 and "AUROC" in result.output
 
 
+def test_a_left_out_source_is_measured_whole(model, killed, data):
+    words = ["--data", data, "--split", killed / "split.csv", "--model", model, "--left-out", "drawn_figures", "--settings", SMOKE]
+    result = CliRunner().invoke(evaluate.main, list(map(str, words)), catch_exceptions=False)
+    assert result.exit_code == 0 and "source drawn_figures" in result.output and "drawn_scenes" not in result.output
+
+
+def test_a_source_that_is_not_there_cannot_be_left_out(data, tmp_path):
+    words = ["--data", data, "--output", tmp_path, "--settings", SMOKE, "--no-pretraining", "--leave-out", "sports"]
+    result = CliRunner().invoke(train.main, list(map(str, words)))
+    assert result.exit_code == 2 and "no source sports" in result.output
+
+
 # Losses and the network.
 
 
@@ -123,6 +135,16 @@ def loss(logits, target, trust=1.0):
 
 LOGITS = [0.0, 1.0, 2.0, -1.0]
 SHARES = torch.softmax(torch.tensor(LOGITS), dim=0)
+
+
+def test_under_18_costs_minus_the_log_of_its_probability():
+    logits = torch.randn(1, len(AGE.labels), generator=torch.Generator().manual_seed(0))
+    minor = torch.softmax(logits, dim=1)[0, :10].sum()
+    assert AGE.edges[10] == 18
+    for age, probability in ((17, minor), (18, 1 - minor)):
+        cost = train.minor_loss(logits, torch.tensor(np.array([age_distribution(age)])))
+        assert cost.item() == pytest.approx(-torch.log(probability).item(), abs=1e-5)
+    assert train.minor_loss(logits, torch.ones(1, len(AGE.labels))).item() == 0
 
 
 def test_a_label_costs_minus_the_log_of_its_probability():

@@ -14,7 +14,7 @@ import numpy as np
 from imgsafety import Scanner, load_policy
 from imgsafety.policy import shipped_policies
 from imgsafety.session import shipped_model
-from training.manifest import ADULT
+from training.manifest import ADULT, load_manifest
 from training.predict import Answers, open_scanner, predict
 from training.settings import load_settings
 from training.split import read_fold
@@ -41,6 +41,9 @@ START, END = "<!-- figures: written by training.evaluate -->", "<!-- end of figu
 @click.option("--model", type=click.Path(path_type=Path), help="Model file; default: the shipped one.")
 @click.option("--quick", is_flag=True, help="Leave out the changed pictures, which take most of the time.")
 @click.option("--thorough", is_flag=True, help="Only the changed pictures, judged by a thorough scanner; prints, writes nothing.")
+@click.option(
+    "--left-out", multiple=True, help="Only this source, all of it, of which the model saw nothing (`training.train --leave-out`)."
+)
 @click.option("--changed-rows", default=300, show_default=True, help="Changed pictures per column, at most.")
 @click.option("--write", is_flag=True, help="Rewrite the figures in the model card and operating_points.json.")
 @click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
@@ -51,11 +54,15 @@ def main(
     model: Path | None,
     quick: bool,
     thorough: bool,
+    left_out: tuple[str, ...],
     changed_rows: int,
     write: bool,
     settings_path: Path,
 ) -> None:
     settings = load_settings(settings_path)
+    if left_out:
+        _measure_left_out(model, data, left_out, settings.licences)
+        return
     rows = read_fold(data, split, fold, settings.licences)
     policy, scanner = load_policy("thorough" if thorough else "default"), open_scanner(model, thorough)
     if thorough:
@@ -71,6 +78,12 @@ def main(
         _write_card(markdown(tables), scanner, fold, len(rows))
         thorough_answers = predict(open_scanner(model, thorough=True), rows, data)
         _write_operating_points(scanner, measured, Measured(rows, thorough_answers))
+
+
+def _measure_left_out(model: Path | None, data: Path, sources: tuple[str, ...], licences: dict[str, str]) -> None:
+    rows = [row for row in load_manifest(data / "manifest.csv", licences) if row.source in sources]
+    measured = Measured(rows, predict(open_scanner(model), rows, data))
+    print(markdown(attire_tables(measured, load_policy("default"))))
 
 
 def _write_card(text: str, scanner: Scanner, fold: str, count: int) -> None:

@@ -40,12 +40,23 @@ UNDER_18 = torch.tensor([edge <= ADULT for edge in AGE.edges[1:]], dtype=torch.f
 @click.option("--imagenet", type=click.Path(path_type=Path), help="Keras MobileNetV2 safetensors; default: torchvision's.")
 @click.option("--start", type=click.Path(path_type=Path), help="network.safetensors to go on from, e.g. the shipped one.")
 @click.option("--no-pretraining", is_flag=True, help="Start from random weights (smoke runs).")
+@click.option("--leave-out", multiple=True, help="Train without this source, to measure on it: `training.evaluate --left-out`.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 def main(
-    data: Path, output: Path, settings_path: Path, imagenet: Path | None, start: Path | None, no_pretraining: bool, device: str
+    data: Path,
+    output: Path,
+    settings_path: Path,
+    imagenet: Path | None,
+    start: Path | None,
+    no_pretraining: bool,
+    leave_out: tuple[str, ...],
+    device: str,
 ) -> None:
     settings = load_settings(settings_path)
     rows = read_fold(data, output / "split.csv", "train", settings.licences)
+    if unknown := set(leave_out) - {row.source for row in rows}:
+        raise click.UsageError(f"the manifest has no source {', '.join(sorted(unknown))} to leave out")
+    rows = [row for row in rows if row.source not in leave_out]
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     if start is not None:
