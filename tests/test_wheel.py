@@ -1,6 +1,7 @@
 """The built wheel holds what the package needs, and works where the repository is not."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -30,6 +31,18 @@ def wheel(tmp_path_factory):
     run("-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT)
     (path,) = folder.glob("*.whl")
     return path
+
+
+def test_the_same_sources_make_the_same_wheel(wheel, tmp_path):
+    """Built once more from a copy elsewhere, whose files are younger."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("imgsafety", "weights"):
+        shutil.copytree(ROOT / name, tmp_path / "copy" / name, copy_function=shutil.copyfile, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, tmp_path / "copy" / name)
+    run("-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, tmp_path / "copy")
+    (again,) = tmp_path.glob("*.whl")
+    assert again.read_bytes() == wheel.read_bytes()
 
 
 @pytest.fixture(scope="module")
