@@ -28,33 +28,42 @@ BROKEN = b"\xff\xd8\xff nothing"
 
 @click.command(help=__doc__)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--minutes", default=60.0, show_default=True)
-@click.option("--threads", default=8, show_default=True)
+@click.option("--minutes", type=click.IntRange(2), default=60, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--json", "json_", type=click.Path(dir_okay=False, path_type=Path), help="Write all notes here.")
-def main(folder: Path, minutes: float, threads: int, json_: Path | None) -> None:
+def main(folder: Path, minutes: int, threads: int, json_: Path | None) -> None:
     paths = [path for path in itertools.islice(find_images([folder]), 500) if isinstance(path, Path)]
-    scanner = Scanner()
-    ended, counts = threading.Event(), Counter[str]()
+    if not paths:
+        raise click.ClickException(f"no pictures in {folder}")
+    scanner, ended = Scanner(), threading.Event()
+    counts = [Counter[str]() for _ in range(threads)]
     callers = [
-        threading.Thread(target=call, args=(scanner, paths[number:] + paths[:number], ended, counts)) for number in range(threads)
+        threading.Thread(target=call, args=(scanner, paths[number % len(paths) :] + paths[: number % len(paths)], ended, count))
+        for number, count in enumerate(counts)
     ]
     for caller in callers:
         caller.start()
     notes = []
-    for minute in range(1, round(minutes) + 1):
-        time.sleep(MINUTE)
-        notes.append({"minute": minute, "mebibytes": resident(), "descriptors": descriptors(), "calls": sum(counts.values())})
-        click.echo("  ".join(f"{name} {value:,}" for name, value in notes[-1].items()))
-    ended.set()
+    try:
+        for minute in range(1, minutes + 1):
+            time.sleep(MINUTE)
+            calls = sum(count.total() for count in counts)
+            notes.append({"minute": minute, "mebibytes": resident(), "descriptors": descriptors(), "calls": calls})
+            click.echo("  ".join(f"{name} {value:,}" for name, value in notes[-1].items()))
+        dead = sum(not caller.is_alive() for caller in callers)
+    finally:
+        ended.set()
     for caller in callers:
         caller.join()
     settled = notes[int(len(notes) * SETTLED_AFTER) :]
     first, most = settled[0]["mebibytes"], max(note["mebibytes"] for note in settled)
-    leaked = settled[-1]["descriptors"] - settled[0]["descriptors"]
-    click.echo(f"{dict(counts)}; memory {first} to at most {most} MiB; descriptors left open: {max(0, leaked - threads)}")
+    # Each thread may hold one file open at the moment of a note.
+    leaked = max(0, settled[-1]["descriptors"] - settled[0]["descriptors"] - threads)
+    total = dict(sum(counts, Counter()))
+    click.echo(f"{total}; memory {first} to at most {most} MiB; descriptors left open: {leaked}; threads that died: {dead}")
     if json_:
-        json_.write_text(json.dumps({"counts": counts, "notes": notes}, indent=1) + "\n")
-    sys.exit(most > first * GROWTH or leaked > threads)  # each thread may hold one file open at the moment of the note
+        json_.write_text(json.dumps({"counts": total, "notes": notes}, indent=1) + "\n")
+    sys.exit(most > first * GROWTH or leaked > 0 or dead > 0)
 
 
 def call(scanner: Scanner, paths: list[Path], ended: threading.Event, counts: Counter[str]) -> None:

@@ -49,10 +49,12 @@ def list_members(path: Path) -> Iterator[Member]:
     seen: set[int] = set()
     try:
         for number, member in enumerate(_zip(path) if zipfile.is_zipfile(path) else _tar(path)):
-            # An archive may hold a name twice; both are looked at, under different names.
-            inner = f"{member.name}#{number}" if hash(member.name) in seen else member.name
-            seen.add(hash(member.name))
-            yield _refuse_nested(replace(member, name=os.path.join(path, inner.lstrip("/"))))
+            # An archive may hold a name twice, also with and without a slash; all are looked at, under different names.
+            inner = member.name.lstrip("/")
+            while hash(inner) in seen:
+                inner = f"{inner}#{number}"
+            seen.add(hash(inner))
+            yield _refuse_nested(replace(member, name=os.path.join(path, inner)))
     except Exception as problem:  # noqa: BLE001  # archives and their decompressors raise nearly every class on damaged bytes
         why = f"the archive breaks off: {problem}" if seen else f"not an archive that can be read: {problem}"
         yield Member(os.path.join(path, "...") if seen else os.fspath(path), path, _refusal(why), opaque=True)

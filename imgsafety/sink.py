@@ -83,11 +83,16 @@ def _csv_line(cells: list[object]) -> str:
     return line.getvalue()
 
 
-def write_parquet(results: Iterable[Result], heads: Sequence[tuple[str, Sequence[str]]], where: str | IO[bytes]) -> None:
+def write_parquet(
+    results: Iterable[Result],
+    heads: Sequence[tuple[str, Sequence[str]]],
+    where: str | IO[bytes],
+    about: Mapping[str, str] | None = None,
+) -> None:
     """Write results as a Parquet file: the columns of CSV, and one more for every label of every head.
 
-    heads: names and labels. where: a path or an open file. Names that are not UTF-8 are escaped, because Parquet's text cannot
-    hold them. Raises `SetupError` without the packages of the extra `parquet`.
+    heads: names and labels. where: a path or an open file. about: goes into the file's metadata. Names that are not UTF-8 are
+    escaped, because Parquet's text cannot hold them. Raises `SetupError` without the packages of the extra `parquet`.
     """
     try:
         import pyarrow
@@ -97,7 +102,7 @@ def write_parquet(results: Iterable[Result], heads: Sequence[tuple[str, Sequence
     text, number = pyarrow.string(), pyarrow.float32()
     types = {"reasons": pyarrow.list_(text), "frame": pyarrow.int32()} | dict.fromkeys(("path", "sha256", "verdict", "error"), text)
     names = {f"{head}.{label}": (head, label) for head, labels in heads for label in labels}
-    schema = pyarrow.schema([(column, types.get(column, number)) for column in (*CSV_COLUMNS, *names)])
+    schema = pyarrow.schema([(column, types.get(column, number)) for column in (*CSV_COLUMNS, *names)], dict(about or {}))
     iterator = iter(results)
     with parquet.ParquetWriter(where, schema) as writer:
         while batch := list(islice(iterator, ROW_GROUP)):

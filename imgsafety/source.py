@@ -99,7 +99,7 @@ def select(listing: Callable[[], Iterator[tuple[str, T]]], selection: Selection)
 
 
 def _keeps(selection: Selection, name: str) -> bool:
-    return (not selection.include or _matches(name, selection.include)) and not _matches(name, selection.exclude)
+    return (not selection.include or matches(name, selection.include)) and not matches(name, selection.exclude)
 
 
 def _sample(kept: Callable[[], Iterator[tuple[str, T]]], count: int, seed: int) -> Iterator[T]:
@@ -120,7 +120,7 @@ def list_places(roots: Sequence[Path], selection: Selection) -> Iterator[tuple[s
         prefix = os.path.join(root if is_folder else root.parent, "")
 
         def excluded(folder: Path, prefix: str = prefix) -> bool:
-            return _matches(os.fspath(folder).removeprefix(prefix), selection.exclude)
+            return matches(os.fspath(folder).removeprefix(prefix), selection.exclude)
 
         for path in _walk(root, visited, excluded) if is_folder else (root,):
             for item in _open(path, named=not is_folder):
@@ -128,7 +128,8 @@ def list_places(roots: Sequence[Path], selection: Selection) -> Iterator[tuple[s
                 yield f"{number}/{place}", item
 
 
-def _matches(place: str, patterns: Iterable[str]) -> bool:
+def matches(place: str, patterns: Iterable[str]) -> bool:
+    """True when a file's or folder's name, or its path below the folder that was named, fits one of the patterns."""
     return any(fnmatchcase(place, pattern) or fnmatchcase(os.path.basename(place), pattern) for pattern in patterns)
 
 
@@ -176,13 +177,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _open(path: Path, named: bool) -> Iterator[Path | Member]:
     """Yield a file that may be a picture, or those inside an archive. named: by the caller, and so taken as it is."""
-    if _has_ending(path.name):
+    if has_ending(path.name):
         yield path
     elif path.is_file():  # reading a pipe or device would block
         head = _read_head(path)
         if is_archive(path.name) or head.startswith(ZIP_MAGIC):
             yield from filter(_may_hold_picture, list_members(path))
-        elif named or _looks_like_image(head):
+        elif named or looks_like_image(head):
             yield path
     elif named or is_archive(path.name) or path.is_dir():  # a folder that could not be listed
         yield path
@@ -194,20 +195,16 @@ def list_file(path: Path) -> Iterator[Path | Member]:
 
 
 def _may_hold_picture(member: Member) -> bool:
-    return member.opaque or may_be_picture(member.name, member.read)
-
-
-def may_be_picture(name: str, read: Callable[[int], bytes]) -> bool:
-    """True for a name that ends like a picture's, or a file that begins like one. read: returns that many first bytes."""
-    if _has_ending(name):
+    if member.opaque or has_ending(member.name):
         return True
     try:
-        return _looks_like_image(read(HEAD_BYTES))
+        return looks_like_image(member.read(HEAD_BYTES))
     except Exception:  # noqa: BLE001  # as for files: what cannot be read and is not named like a picture is not one
         return False
 
 
-def _has_ending(name: str) -> bool:
+def has_ending(name: str) -> bool:
+    """True for a name that ends like a picture's."""
     return os.path.splitext(name)[1].lower() in ENDINGS
 
 
@@ -219,7 +216,8 @@ def _read_head(path: Path) -> bytes:
         return b""
 
 
-def _looks_like_image(head: bytes) -> bool:
+def looks_like_image(head: bytes) -> bool:
+    """True for the first `HEAD_BYTES` of a picture."""
     return head.startswith(MAGIC) or any(head[at:].startswith(mark) for mark, at in MAGIC_INSIDE)
 
 

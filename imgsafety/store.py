@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imgsafety.errors import SetupError
-from imgsafety.result import Decision, Reason, Result
+from imgsafety.result import SEVERITY, Decision, Reason, Result
 
 APPLICATION_ID = 0x696D6773  # "imgs", so that `file` and we can tell a run from another database
 FORMAT = 1
@@ -181,6 +181,8 @@ class Store:
     def count(self) -> dict[str, int]:
         """Return how many files have each verdict, and how many are `flagged` (see `Result.flagged`)."""
         verdicts = dict(self.query("SELECT verdict, count(*) FROM results GROUP BY verdict"))
+        if unknown := verdicts.keys() - SEVERITY.keys():
+            raise SetupError(f"run {self.path} is damaged: it holds the verdict {unknown.pop()!r}")
         ((flagged,),) = self.query(f"SELECT count(*) FROM results WHERE {FLAGGED}")  # noqa: S608  # our own
         return {**verdicts, "flagged": flagged}
 
@@ -364,6 +366,8 @@ def _to_result(row: tuple[Any, ...], heads: Heads) -> Result:
         frame = opinion.frames[deciding]
         columns = split_columns(opinion.scores, heads)
         chosen = {name: dict(zip(labels, columns[name][deciding].astype(float).tolist(), strict=True)) for name, labels in heads}
+    if verdict not in SEVERITY:
+        raise ValueError(f"it holds the verdict {verdict!r}")
     decision: Decision = verdict
     named = [Reason(rule, outcome, values) for rule, outcome, values in json.loads(reasons)]
     name = None if path is None else os.fsdecode(path)

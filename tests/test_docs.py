@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,3 +84,11 @@ def test_every_command_and_option_has_a_help_text():
         if isinstance(option, click.Option) and not option.help
     ]
     assert silent == [] and all(command.help for command in cli.commands.values())
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed():
+    allowed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    tested = (ROOT / ".ci" / "lowest.txt").read_text(encoding="utf-8").splitlines()[1:]
+    assert [line.partition(";")[0].replace("==", ">=").removesuffix(".0") for line in tested] == [
+        entry.removesuffix(".0") for entry in allowed
+    ]

@@ -1,6 +1,7 @@
 """The same scan on a real Ray cluster of two nodes."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,7 @@ from pyarrow import parquet
 
 from imgsafety import Scanner, SetupError
 from imgsafety.source import Selection, find_images
+from tests.toy import write_toy_model
 
 ray = pytest.importorskip("ray", reason="needs the extra `ray`")
 from ray.cluster_utils import Cluster  # noqa: E402  # only where ray is
@@ -74,14 +76,46 @@ def test_a_cluster_of_two_nodes_gives_the_verdicts_of_one_machine(cluster, pictu
     assert counts == Counter(result.verdict for result in here) + Counter(flagged=sum(result.flagged for result in here))
 
 
-def test_an_address_is_scanned_like_a_folder_but_for_its_archives(cluster, pictures, tmp_path, settings):
+def test_an_address_is_scanned_like_a_folder_but_for_its_archives(cluster, pictures, tmp_path, settings, draw):
     (pictures / os.fsdecode(b"\xff.png")).unlink()  # pyarrow cannot list it, and says so
+    for number, name in enumerate(("a b.png", "a#b.png", "a?b.png", "a%41.png", "ä[1].png", "without ending")):
+        draw(("minimal", "clothed")[number % 2]).save(pictures / name, "PNG")
+    shutil.copy(pictures / "more.zip", pictures / "renamed.dat")
     judge(pictures.as_uri(), (tmp_path / "out").as_uri(), settings)
     rows = {row["path"]: row["verdict"] for row in written(tmp_path / "out")}
     results = Scanner(**settings).scan(find_images([pictures]))
-    here = {result.path: result.verdict for result in results if ".zip" not in result.path}
-    assert rows.pop(f"{pictures.as_uri()}/more.zip") == "undecided"
-    assert Counter(rows.values()) == Counter(here.values())
+    archives = {"more.zip", "renamed.dat"}
+    here = {f"file://{result.path}": result.verdict for result in results if not archives & set(Path(result.path).parts)}
+    assert [rows.pop(f"file://{pictures / name}") for name in archives] == ["undecided"] * 2
+    assert rows == here
+
+
+def test_excluded_folders_are_not_entered_at_an_address(cluster, pictures, tmp_path, settings):
+    (pictures / os.fsdecode(b"\xff.png")).unlink()
+    judge(pictures.as_uri(), tmp_path / "out", settings, Selection(exclude=("deep", "*.zip")))
+    assert len(written(tmp_path / "out")) == len(list(pictures.glob("*.[pj][np]g")))
+
+
+def test_names_that_an_archive_holds_twice_are_all_judged(cluster, tmp_path, settings, draw):
+    (tmp_path / "in").mkdir()
+    with zipfile.ZipFile(tmp_path / "in" / "twice.zip", "w") as archive:
+        for name, kind in (("a.png", "clothed"), ("/a.png", "minimal"), ("a.png#1", "clothed"), ("//a.png", "minimal")):
+            draw(kind).save(tmp_path / "one.png")
+            archive.writestr(zipfile.ZipInfo(name), (tmp_path / "one.png").read_bytes())
+    _, counts = judge(tmp_path / "in", tmp_path / "out", settings)
+    assert (counts["allow"], counts["review"]) == (2, 2)
+
+
+def test_files_that_could_not_be_read_are_tried_again(cluster, pictures, tmp_path, settings):
+    away = pictures / "05.png" if (pictures / "05.png").exists() else next(pictures.glob("*.png"))
+    target = tmp_path / "elsewhere.png"
+    away.rename(target)
+    away.symlink_to(target)
+    target.rename(tmp_path / "gone.png")
+    _, first = judge(pictures, tmp_path / "out", settings)
+    (tmp_path / "gone.png").rename(target)
+    _, second = judge(pictures, tmp_path / "out", settings)
+    assert first["undecided"] - second["undecided"] == 1
 
 
 def test_the_same_command_goes_on_and_judges_only_what_is_missing(cluster, pictures, tmp_path, settings):
@@ -113,19 +147,58 @@ def test_a_selection_and_a_member_that_is_gone(cluster, pictures, tmp_path, sett
     assert again == Counter(undecided=4, flagged=4)
 
 
-def test_an_output_that_cannot_be_written_says_so(cluster, pictures, tmp_path, settings):
+def test_a_machine_with_another_model_is_refused(cluster, pictures, tmp_path, settings):
+    model = write_toy_model(tmp_path / "toy.onnx")
+    _, counts = scan_ray([str(pictures)], str(tmp_path / "out"), Selection(), settings | {"model": str(model)})
+    write_toy_model(model, factor=2.0)  # as if the others had another file under this name
+    with pytest.raises(SetupError, match="was made with model sha256"):
+        list(counts)
+
+
+def test_results_without_their_run_are_not_taken_for_done(cluster, pictures, tmp_path, settings):
+    judge(pictures, tmp_path / "out", settings)
+    (tmp_path / "out" / "run.json").unlink()
+    with pytest.raises(SetupError, match="holds results, but no run"):
+        judge(pictures, tmp_path / "out", settings)
+
+
+def test_a_part_of_another_scan_is_refused(cluster, pictures, tmp_path, settings):
+    judge(pictures, tmp_path / "one", settings)
+    judge(pictures, tmp_path / "two", settings)
+    shutil.copy(tmp_path / "one" / "part-00001.parquet", tmp_path / "two")
+    with pytest.raises(SetupError, match="of another scan"):
+        judge(pictures, tmp_path / "two", settings)
+
+
+@pytest.mark.parametrize(
+    ("place", "output", "message"),
+    [
+        ("in", "file/out", "file/out"),
+        ("file:///not/there", "out", "file:///not/there: no such file or folder"),
+        ("nowhere://bucket/in", "out", "nowhere://bucket/in cannot be read"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_named(cluster, tmp_path, settings, draw, place, output, message):
+    (tmp_path / "in").mkdir()
+    draw("clothed").save(tmp_path / "in" / "a.png")
     (tmp_path / "file").write_text("")
-    with pytest.raises(SetupError, match="output"):
-        judge(pictures, tmp_path / "file" / "out", settings)
+    with pytest.raises(SetupError, match=message):
+        judge(place if "://" in place else tmp_path / place, tmp_path / output, settings)
+
+
+def test_more_threads_than_any_machine_has_are_refused(cluster, pictures, tmp_path, settings):
+    with pytest.raises(SetupError, match="no machine of the cluster has 64 cores"):
+        judge(pictures, tmp_path / "out", settings | {"workers": 64})
 
 
 def test_the_command_scans_on_the_cluster_that_is_there(cluster, pictures, tmp_path, settings):
     options = ["--model", settings["model"], "--policy", settings["policy"], "--engine", "ray", "--output", str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, "-m", "imgsafety", "scan", str(pictures), *options], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1, done.stderr
-    assert "26 pictures: " in done.stderr
+    for _ in range(2):  # the second time finds everything done
+        done = subprocess.run(
+            [sys.executable, "-m", "imgsafety", "scan", str(pictures), *options], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1, done.stderr
+        assert "26 pictures: " in done.stderr
     assert len(written(tmp_path / "out")) == 26
 
 

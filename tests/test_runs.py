@@ -20,6 +20,7 @@ from imgsafety.store import open_to_read, open_to_write
 from tests.toy import POLICY, write_toy_model
 
 KILLS = int(os.environ.get("IMGSAFETY_KILLS", "4"))  # 200 by hand: IMGSAFETY_KILLS=200 pytest tests/test_runs.py -k killed
+FILES = max(300, 25 * KILLS)
 SLACK = POLICY.replace("0.5 }", "0.9999999 }")
 
 
@@ -45,12 +46,12 @@ def fact(run, name):
 
 @pytest.fixture
 def many(tmp_path, draw):
-    """300 files: pictures of all kinds, copies, animations, an archive, and files that cannot be judged."""
+    """Files, 300 unless more are to be killed: pictures of all kinds, copies, animations, and files that cannot be judged."""
     folder = tmp_path / "many"
     folder.mkdir()
     kinds = ("minimal", "clothed", "nobody", "child")
-    for index in range(280):
-        draw(kinds[index % 4], (16 + index % 200, 24)).save(folder / f"{index:03}.png")
+    for index in range(FILES - 20):
+        draw(kinds[index % 4], (16 + index % 200, 24 + index // 200)).save(folder / f"{index:03}.png")
     for index in range(10):
         draw("clothed").save(folder / f"{index}.gif", save_all=True, append_images=[draw("minimal", (64 + index, 48))])
     for index in range(10):
@@ -85,12 +86,12 @@ def test_a_killed_scan_goes_on_and_counts_each_file_once(many, run, scanner, toy
     moments, partial = random.Random(5), 0
     for _ in range(KILLS):
         with start(words) as process:
-            wait_for_rows(process, run, rows(run) + moments.randrange(1 + 250 // KILLS))
+            wait_for_rows(process, run, rows(run) + moments.randrange(1 + (FILES - 50) // KILLS))
             time.sleep(moments.uniform(0, 0.02))
             process.send_signal(signal.SIGKILL)
-        partial += 0 < rows(run) < 300
+        partial += 0 < rows(run) < FILES
     with start(words) as process:
-        assert "300 pictures" in process.stderr.read()
+        assert f"{FILES:,} pictures" in process.stderr.read()
     whole = {result.path: result for result in scanner.scan(sorted(many.iterdir()))}
     assert stored(run) == whole and partial > 0
 
@@ -102,7 +103,7 @@ def test_a_stopped_scan_finishes_its_batch_and_says_how_to_go_on(many, run, toy_
         process.send_signal(number)
         said = process.stderr.read()
     assert process.returncode == 128 + number and "the same command goes on from there" in said
-    assert 20 <= rows(run) < 300 and fact(run, "finished") is None
+    assert 20 <= rows(run) < FILES and fact(run, "finished") is None
 
 
 def test_the_same_command_again_judges_nothing_again(scanner, folder, run):

@@ -147,10 +147,17 @@ def test_names_that_are_not_utf8_come_back_as_they_were(scanner, tmp_path, draw)
 
 
 @pytest.mark.parametrize(
-    "damage", ["scores = x'00'", "reasons = 'x'", "reasons = '[1]'", "deciding = 9", "frames = '{'"]
+    "damage", ["scores = x'00'", "reasons = 'x'", "reasons = '[1]'", "deciding = 9", "frames = '{'", "verdict = 'allo'"]
 )
 def test_a_damaged_run_says_so(run, damage):
     with closing(sqlite3.connect(run)) as connection, connection:
         connection.execute(f"UPDATE pictures SET {damage}")
     with pytest.raises(SetupError, match="damaged"), open_to_read(run) as store:
         list(store.results())
+
+
+def test_a_verdict_that_is_none_is_not_left_out_of_the_counts(run):
+    with closing(sqlite3.connect(run)) as connection, connection:
+        connection.execute("UPDATE pictures SET verdict = 'allo'")
+    with pytest.raises(SetupError, match="damaged"), open_to_read(run) as store:
+        store.count()

@@ -125,6 +125,12 @@ def test_a_source_that_is_not_there_cannot_be_left_out(data, tmp_path):
     assert result.exit_code == 2 and "no source sports" in result.output
 
 
+def test_a_checkpoint_that_saw_the_left_out_source_is_refused(killed, data):
+    words = ["--data", data, "--output", killed, "--settings", SMOKE, "--no-pretraining", "--leave-out", "drawn_scenes"]
+    result = CliRunner().invoke(train.main, list(map(str, words)))
+    assert result.exit_code == 1 and "was trained on other sources" in result.output
+
+
 # Losses and the network.
 
 

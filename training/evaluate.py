@@ -61,6 +61,8 @@ def main(
 ) -> None:
     settings = load_settings(settings_path)
     if left_out:
+        if quick or thorough or write:
+            raise click.UsageError("--left-out prints the tables of attire only; it goes with none of --quick, --thorough, --write")
         _measure_left_out(model, data, left_out, settings.licences)
         return
     rows = read_fold(data, split, fold, settings.licences)
@@ -81,7 +83,10 @@ def main(
 
 
 def _measure_left_out(model: Path | None, data: Path, sources: tuple[str, ...], licences: dict[str, str]) -> None:
-    rows = [row for row in load_manifest(data / "manifest.csv", licences) if row.source in sources]
+    all_rows = load_manifest(data / "manifest.csv", licences)
+    if unknown := set(sources) - {row.source for row in all_rows}:
+        raise click.UsageError(f"the manifest has no source {', '.join(sorted(unknown))}")
+    rows = [row for row in all_rows if row.source in sources]
     measured = Measured(rows, predict(open_scanner(model), rows, data))
     print(markdown(attire_tables(measured, load_policy("default"))))
 

@@ -1,6 +1,6 @@
-"""How well a search finds changes that nobody sees and that let a flagged picture pass.
+"""How well a search finds small changes that take a score under its threshold.
 
-`python -m training.evasion --data DIR --split split.csv` attacks held-out pictures that are flagged as they are. The search
+`python -m training.evasion --data DIR --split split.csv` attacks held-out pictures that score above it as they are. The search
 knows nothing but the score that it wants to lower: each query changes one random square by the most that is allowed and is
 kept when the score fell (Square Attack in the maximum norm, Andriushchenko et al. 2020). Prints one table. Needs no torch.
 """
@@ -46,8 +46,8 @@ def main(data: Path, split: Path, model: Path | None, queries: int, most: int, s
             lowest = search(scanner, read_pictures(some[:most], data), score, limit, levels, queries)
             cells.append(str(rate(lowest < limit)))
         lines.append(tuple(cells))
-    about = f"Pictures that were flagged as they are, after at most {queries} queries; at most {most} of each kind."
-    columns = ("largest change of a channel", "minimal: no longer flagged", "minors: no longer flagged")
+    about = f"At most {most} pictures that score above the default policy's threshold as they are; at most {queries} queries each."
+    columns = ("largest change of a channel", "minimal attire: under its threshold", "faces of minors: under its threshold")
     print(Table("A black-box search", about, columns, lines).markdown())
 
 

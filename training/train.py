@@ -56,6 +56,8 @@ def main(
     rows = read_fold(data, output / "split.csv", "train", settings.licences)
     if unknown := set(leave_out) - {row.source for row in rows}:
         raise click.UsageError(f"the manifest has no source {', '.join(sorted(unknown))} to leave out")
+    if leave_out and start is not None:
+        raise click.UsageError("--leave-out needs a network that saw nothing of the source; --start may have")
     rows = [row for row in rows if row.source not in leave_out]
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
@@ -74,7 +76,8 @@ def train(network: Network, rows: list[Row], data: Path, output: Path, settings:
     freeze(network, settings.frozen_layers)
     average = AveragedModel(network, avg_fn=get_ema_avg_fn(settings.average), use_buffers=True)
     optimizer = _optimizer(network, settings)
-    done = _restore(output / "checkpoint.pt", network, average, optimizer, device)
+    sources = sorted({row.source for row in rows})
+    done = _restore(output / "checkpoint.pt", network, average, optimizer, sources, device)
     started = time.monotonic()
     for step, (pixels, attire, age, trust) in _batches(rows, data, settings, done):
         _set_rate(optimizer, settings, step)
@@ -88,7 +91,7 @@ def train(network: Network, rows: list[Row], data: Path, output: Path, settings:
         optimizer.step()
         average.update_parameters(network)
         if step % settings.save_every == 0:
-            _save(output / "checkpoint.pt", network, average, optimizer, step)
+            _save(output / "checkpoint.pt", network, average, optimizer, sources, step)
             rate = (step - done) * settings.batch_size / (time.monotonic() - started)
             shown = " ".join(f"{loss.item():.3f}" for loss in losses)
             print(f"step {step}/{_total_steps(settings)}  loss {shown}  {rate:.0f} images/s", flush=True)
@@ -183,17 +186,23 @@ def _set_rate(optimizer: torch.optim.Optimizer, settings: Settings, step: int) -
         group["lr"] = settings.learning_rate * group["scale"] * max(rate, 0.01)
 
 
-def _save(path: Path, network: Network, average: AveragedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
-    state = {"network": network.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+def _save(
+    path: Path, network: Network, average: AveragedModel, optimizer: torch.optim.Optimizer, sources: list[str], step: int
+) -> None:
+    state = {"network": network.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, path.with_suffix(".part"))
+    torch.save({**state, "sources": sources, "step": step}, path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)  # a run killed while saving keeps the checkpoint before
 
 
-def _restore(path: Path, network: Network, average: AveragedModel, optimizer: torch.optim.Optimizer, device: str) -> int:
+def _restore(
+    path: Path, network: Network, average: AveragedModel, optimizer: torch.optim.Optimizer, sources: list[str], device: str
+) -> int:
     if not path.is_file():
         return 0
     state = torch.load(path, map_location=device, weights_only=True)
+    if state["sources"] != sources:
+        raise click.ClickException(f"{path} was trained on other sources: {', '.join(state['sources'])}; name another --output")
     network.load_state_dict(state["network"])
     average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])

@@ -61,7 +61,7 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="text lists what is flagged; jsonl and csv hold every picture.",
 )
-@click.option("--output", type=click.Path(dir_okay=False), help="Write results to this file instead of the terminal.")
+@click.option("--output", type=click.Path(), help="Write results to this file instead of the terminal.")
 @click.option(
     "--audit-log",
     type=click.Path(dir_okay=False),
