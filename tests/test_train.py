@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from training import calibrate, evaluate, export, temperature, train  # noqa: E402
+from training import calibrate, evaluate, export, mix, temperature, train  # noqa: E402
 from training.heads import AGE, ATTIRE, age_distribution, attire_target  # noqa: E402
 from training.model import build, has_folded_norms, load_network, restore_norms  # noqa: E402
 from training.onnx_file import read_spec  # noqa: E402
@@ -111,6 +111,18 @@ def test_a_model_is_measured_on_held_out_pictures(model, killed, data):
     words = ["--data", data, "--split", killed / "split.csv", "--model", model, "--quick", "--settings", SMOKE]
     result = CliRunner().invoke(evaluate.main, list(map(str, words)), catch_exceptions=False)
     assert result.exit_code == 0 and "AUROC" in result.output
+
+
+def test_a_mix_lies_between_two_networks(killed, tmp_path):
+    other, mixed = tmp_path / "other.safetensors", tmp_path / "mixed.safetensors"
+    train.save_network(build("mobilenet_v2", None, 0.0, pretrained=False), other, load_settings(SMOKE))
+    words = ["--before", killed / "network.safetensors", "--after", other, "--share", 0.75, "--output", mixed]
+    assert CliRunner().invoke(mix.main, list(map(str, words)), catch_exceptions=False).exit_code == 0
+    before, after, between = load_file(killed / "network.safetensors"), load_file(other), load_file(mixed)
+    name = "layers.18.0.weight"
+    expected = 0.25 * before[name].float() + 0.75 * after[name].float()
+    assert torch.allclose(between[name].float(), expected, atol=1e-3) and not torch.equal(between[name], after[name])
+    assert load_network(mixed).padding == "torch"
 
 
 def test_a_left_out_source_is_measured_whole(model, killed, data):
