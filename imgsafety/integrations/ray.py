@@ -9,6 +9,7 @@ it, passes over parts that are written, and does not look for new files.
 import json
 import logging
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -70,15 +71,17 @@ def is_address(path: str) -> bool:
 def _judge_parts(parts: int, output: str, settings: dict[str, Any], facts: dict[str, Any]) -> Iterator[Counter[str]]:
     _connect()
     threads, gpus, actors = _share_out(settings, facts["settings"]["provider"])
-    done = ray.data.from_items([{"part": part} for part in range(parts)], override_num_blocks=parts).map(
-        JudgePart,  # type: ignore[arg-type]  # Ray's types do not know that it makes an actor of a class
-        fn_constructor_args=(output, settings | {"workers": threads}, facts),
-        num_cpus=threads,
-        num_gpus=gpus,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
-        max_restarts=RESTARTS,
-        max_task_retries=RESTARTS,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what Ray 2.64 takes away; pyproject.toml stays below
+        done = ray.data.from_items([{"part": part} for part in range(parts)], override_num_blocks=parts).map(
+            JudgePart,  # type: ignore[arg-type]  # Ray's types do not know that it makes an actor of a class
+            fn_constructor_args=(output, settings | {"workers": threads}, facts),
+            num_cpus=threads,
+            num_gpus=gpus,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
+        )
     try:
         for row in done.iter_rows():
             if problem := row.pop("problem"):
