@@ -57,8 +57,8 @@ def find_rates(store: Store, path: str | os.PathLike[str] | None = None) -> dict
         return UNKNOWN_RATES
     if policy["name"] not in shipped_policies() or load_policy(policy["name"]).sha256 != policy["sha256"]:
         return "error rates are known only at the thresholds of the shipped policies"
-    if store.fact("settings")["thorough"] != (policy["name"] == "thorough"):
-        return "error rates of a thorough scan are known only with the policy `thorough`, and the other way round"
+    if store.fact("settings")["thorough"]:
+        return "error rates of thorough scans are not known"
     try:
         return load_rates(shipped, model["sha256"], policy["name"])
     except SetupError as problem:

@@ -71,14 +71,14 @@ class Scanner:
     """Judges pictures. Safe to share between threads.
 
     model: path of an `.onnx` file; none is the shipped one. policy: name of a shipped policy, path of a TOML file, or
-    a `Policy`; none is `default`, or `thorough` for a thorough scanner. provider: `cpu`, `cuda` or `tensorrt`.
-    batch_size: pictures per call of the model in `scan`. workers: threads in `scan`, by default one per core. frames:
-    how many frames of an animation are judged. max_pixels: larger pictures are `undecided` without being decoded.
-    thorough: also judge tiles and turns of each picture, at eight times the model's price; the worst look decides.
-    max_wait: seconds that `submit` and `acheck` may hold a picture back to judge it together with others'. isolate:
-    decode files and bytes in worker processes, so that a decoder that crashes, hangs or takes all memory costs one
-    picture (see docs/hostile.md for the price). timeout: seconds for decoding one picture, after which it is
-    `undecided`; exact with `isolate`, else looked at whenever the decoder asks for more bytes.
+    a `Policy`; none is `default`. provider: `cpu`, `cuda` or `tensorrt`. batch_size: pictures per call of the model
+    in `scan`. workers: threads in `scan`, by default one per core. frames: how many frames of an animation are
+    judged. max_pixels: larger pictures are `undecided` without being decoded. thorough: also judge tiles and turns of
+    each picture, at eight times the model's price; the worst look decides. max_wait: seconds that `submit` and
+    `acheck` may hold a picture back to judge it together with others'. isolate: decode files and bytes in worker
+    processes, so that a decoder that crashes, hangs or takes all memory costs one picture (see docs/hostile.md for
+    the price). timeout: seconds for decoding one picture, after which it is `undecided`; exact with `isolate`, else
+    looked at whenever the decoder asks for more bytes.
 
     Raises `ModelError`, `PolicyError` or `SetupError` when the set-up cannot work.
     """
@@ -109,7 +109,7 @@ class Scanner:
         self.workers = workers or _cores()
         self.limits = Limits(max_pixels, frames, timeout)
         self.thorough = thorough
-        self.policy = policy if isinstance(policy, Policy) else load_policy(policy or ("thorough" if thorough else "default"))
+        self.policy = policy if isinstance(policy, Policy) else load_policy(policy or "default")
         # For one picture all cores work on one call; for many, each worker's calls stay on its core.
         self.session = Session(model, provider, threads=self.workers)
         check_fit(self.policy, self.session.spec.identity, score_names(self.session.spec))

@@ -28,8 +28,9 @@ def scanner_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option(
             "--policy",
-            help=f"Rules that turn scores into verdicts: {', '.join(shipped_policies())}, or a TOML file.  "
-            "[default: default; with --thorough: thorough]",
+            default="default",
+            show_default=True,
+            help=f"Rules that turn scores into verdicts: {', '.join(shipped_policies())}, or a TOML file.",
         ),
         click.option("--model", type=click.Path(), help="Model file (.onnx) to use instead of the shipped one."),
         click.option(
@@ -56,7 +57,7 @@ def scanner_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--thorough",
             is_flag=True,
-            help="Also judge tiles and turns of each picture: finds more of what is small or turned, 8 times the price.",
+            help="Also judge tiles and turns of each picture: finds more, flags many more by mistake, 8 times the price.",
         ),
         click.option(
             "--isolate",

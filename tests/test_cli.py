@@ -176,7 +176,7 @@ def test_a_policy_for_another_model_is_2(capsys, folder, toy_path):
 
 def test_an_unknown_policy_is_2(run, folder):
     status, _, messages = run("scan", folder, "--policy", "nowhere")
-    assert status == 2 and "audit, default, strict, thorough" in messages
+    assert status == 2 and "audit, default, strict" in messages
 
 
 @pytest.mark.parametrize("place", ["nowhere/results.txt", "."])

@@ -87,7 +87,7 @@ def main(
     plan = tomllib.loads((HERE / "recipes.toml").read_text(encoding="utf-8"))
     if recipe not in plan:
         raise click.UsageError(f"recipe {recipe!r} is not one of {', '.join(plan)}")
-    scanner = open_scanner(model, plan[recipe].get("thorough", False))
+    scanner = open_scanner(model)
     try:
         rows = [row for row in read_rows(data, split, settings.licences) if row.source not in settings.trust]
         text = calibrate(scanner, rows, data, recipe, plan[recipe], target_miss, confidence)

@@ -66,7 +66,7 @@ def main(
         _measure_left_out(model, data, left_out, settings.licences)
         return
     rows = read_fold(data, split, fold, settings.licences)
-    policy, scanner = load_policy("thorough" if thorough else "default"), open_scanner(model, thorough)
+    policy, scanner = load_policy("default"), open_scanner(model, thorough)
     if thorough:
         print(markdown(changed_tables(scanner, Measured(rows, Answers({})), policy, data, changed_rows)))
         return
@@ -78,8 +78,7 @@ def main(
     print(markdown(tables))
     if write:
         _write_card(markdown(tables), scanner, fold, len(rows))
-        thorough_answers = predict(open_scanner(model, thorough=True), rows, data)
-        _write_operating_points(scanner, measured, Measured(rows, thorough_answers))
+        _write_operating_points(scanner, measured)
 
 
 def _measure_left_out(model: Path | None, data: Path, sources: tuple[str, ...], licences: dict[str, str]) -> None:
@@ -100,13 +99,13 @@ def _write_card(text: str, scanner: Scanner, fold: str, count: int) -> None:
     card.write_text(f"{before}{START}\n\n{about}\n{text}\n{END}{after}", encoding="utf-8")
 
 
-def _write_operating_points(scanner: Scanner, plain: Measured, thorough: Measured) -> None:
+def _write_operating_points(scanner: Scanner, measured: Measured) -> None:
     """Counts of right and wrong answers at each policy's thresholds: what a report corrects its counts with."""
     points = {}
+    known = measured.take(measured.column("attire") != "")
+    faces = measured.take(~np.isnan(measured.exact_age))
     for name in shipped_policies():
-        policy, measured = load_policy(name), thorough if name == "thorough" else plain
-        known = measured.take(measured.column("attire") != "")
-        faces = measured.take(~np.isnan(measured.exact_age))
+        policy = load_policy(name)
         points[name] = {
             "minimal-attire": _counts(
                 known.minimal >= threshold(policy, "minimal-attire", "minimal_attire"), known.column("attire") == "minimal"
