@@ -10,6 +10,7 @@ import os
 import platform
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -64,14 +65,15 @@ def scan_run(
                 yield item
 
     copies: list[tuple[Seen, Scored]] = []
-    scored = scanner.score(missing(), store.claim)
-    while batch := list(islice(scored, scanner.batch_size)):
-        entries = [_judged(scanner.policy, listed.popleft(), one) if not one.skipped else (listed.popleft(), one) for one in batch]
-        fresh = [entry for entry in entries if isinstance(entry, Entry)]
-        copies += [entry for entry in entries if not isinstance(entry, Entry)]
-        known, copies = _resolve(store, copies, fresh)
-        store.write([*fresh, *known])
-        yield from (entry.result for entry in (*fresh, *known))
+    # Closed here and not some time later: its workers ask the store, which the caller closes next.
+    with closing(scanner.score(missing(), store.claim)) as scored:
+        while batch := list(islice(scored, scanner.batch_size)):
+            seen = [(listed.popleft(), one) for one in batch]
+            fresh = [_judged(scanner.policy, *pair) for pair in seen if not pair[1].skipped]
+            copies += [pair for pair in seen if pair[1].skipped]
+            known, copies = _resolve(store, copies, fresh)
+            store.write([*fresh, *known])
+            yield from (entry.result for entry in (*fresh, *known))
     if not stopped:
         store.set_facts({"finished": _now()})
 

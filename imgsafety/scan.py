@@ -7,7 +7,7 @@ decoded picture per worker. What a reader would get wrong: nothing about a singl
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -190,7 +190,7 @@ class Scanner:
         """Judge many items lazily; one result each, in their order. Mixed sizes and kinds batch."""
         return self._in_order(items, self._judge)
 
-    def score(self, items: Iterable[Any], wanted: Callable[[str], bool] | None = None) -> Iterator[Scored]:
+    def score(self, items: Iterable[Any], wanted: Callable[[str], bool] | None = None) -> Generator[Scored]:
         """Like `scan`, but stop before the policy and keep every score; see `judge`.
 
         wanted: asked, from worker threads, with the SHA-256 of each item's bytes; an item it declines is not
@@ -202,7 +202,7 @@ class Scanner:
 
         return self._in_order(items, work)
 
-    def _in_order(self, items: Iterable[Any], work: Callable[[Sequence[Any], Session], list[T]]) -> Iterator[T]:
+    def _in_order(self, items: Iterable[Any], work: Callable[[Sequence[Any], Session], list[T]]) -> Generator[T]:
         session = self._batch_session
         waiting: deque[Future[list[T]]] = deque()
         pool = ThreadPoolExecutor(self.workers, "imgsafety")

@@ -109,11 +109,14 @@ class Store:
         self._connection = connection
         self._claims: set[str] = set()
         self._claiming = threading.Lock()
+        self._closed = False
         self._looking = _connect(path, "ro", timeout=60)
 
     def close(self) -> None:
         """Close the file; nothing is lost by not calling it."""
-        self._looking.close()
+        with self._claiming:  # a worker of an abandoned scan may be looking, and SQLite does not survive that
+            self._closed = True
+            self._looking.close()
         self._connection.close()
 
     def fact(self, name: str) -> Any:
@@ -144,7 +147,7 @@ class Store:
     def claim(self, sha256: str) -> bool:
         """True when no one has scored these bytes nor is about to: then the caller must. Any thread may ask."""
         with self._claiming:
-            if sha256 in self._claims:
+            if self._closed or sha256 in self._claims:
                 return False
             known = "SELECT 1 FROM pictures WHERE sha256 = ? AND deciding IS NOT NULL"
             if self._looking.execute(known, (sha256,)).fetchone():

@@ -127,6 +127,17 @@ def test_files_that_could_not_be_read_are_tried_again(scanner, folder, run, draw
     assert stored(run)[str(folder / "later.png")].verdict == "allow"
 
 
+def test_a_scan_that_is_left_in_the_middle_can_be_closed_and_gone_on_with(scanner, many, run):
+    left = []
+    for _ in range(10):  # workers still ask the store when it is closed
+        with open_to_write(run) as store:
+            left.append(scan_run(scanner, store, [many]))
+            next(left[-1])
+    with open_to_write(run) as store:
+        list(scan_run(scanner, store, [many]))
+        assert sum(store.count().values()) - store.count()["flagged"] == FILES
+
+
 def test_stopping_keeps_what_was_begun(scanner, many, run):
     asked = iter([False] * 10 + [True] * 10)
     assert len(scan(scanner, run, many, stop=lambda: next(asked))) == 10 == len(stored(run))
