@@ -100,7 +100,7 @@ def describe_run(scanner: Scanner, roots: list[str], selection: Selection) -> di
         },
         "selection": {"paths": roots, **asdict(selection)},
         "policy": _describe_policy(scanner.policy),
-        "versions": [_versions()],
+        "versions": [versions()],
     }
     as_read_back: dict[str, Any] = json.loads(json.dumps(facts))
     return as_read_back
@@ -136,7 +136,7 @@ def _begin(store: Store, scanner: Scanner, roots: list[str], selection: Selectio
     decide = f"to apply this one to the scores it holds: imgsafety decide {store.path} --policy …; "
     refuse_changes(store.path, stored, facts, decide)
     earlier = store.fact("versions")
-    added = [versions for versions in facts["versions"] if versions not in earlier]
+    added = [one for one in facts["versions"] if one not in earlier]
     store.set_facts({"versions": earlier + added, "finished": None})
 
 
@@ -193,7 +193,8 @@ def _policy_id(policy: dict[str, Any]) -> str:
     return f"{policy['name']!r} ({policy['sha256'][:12]})"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of all that a verdict depends on."""
     import onnxruntime  # loaded by the session by now
 
     from imgsafety import __version__

@@ -195,9 +195,8 @@ class Store:
             yield self._result(row)
 
     def _result(self, row: tuple[Any, ...]) -> Result:
-        heads = self.heads
         with _undamaged(self.path):
-            return _to_result(row, heads)
+            return _to_result(row, self.heads)
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield the rows of a SELECT on the tables above."""

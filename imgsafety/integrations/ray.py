@@ -23,7 +23,8 @@ from uuid import uuid4
 from imgsafety import source
 from imgsafety.archive import ZIP_MAGIC, Member, is_archive, list_members
 from imgsafety.errors import ImageError, ImgSafetyError, SetupError
-from imgsafety.runs import describe_run, refuse_changes
+from imgsafety.result import SEVERITY
+from imgsafety.runs import describe_run, refuse_changes, versions
 from imgsafety.scan import Scanner
 from imgsafety.sink import write_parquet
 from imgsafety.source import Selection
@@ -39,7 +40,6 @@ FILES_PER_PART = 1000
 RESTARTS = 3  # of an actor: a picture that crashes its decoder each time must end the scan, not be tried for ever
 # Names are bytes because those of local files need not be UTF-8. root: the address it lies under; archive: the file it is in.
 PLAN = pyarrow.schema([("name", pyarrow.binary()), ("root", pyarrow.string()), ("archive", pyarrow.binary())])
-VERDICTS = ("allow", "review", "block", "undecided")
 
 
 def scan_ray(
@@ -128,7 +128,7 @@ class JudgePart:
         scanner = Scanner(**self.settings)
         here = describe_run(scanner, [], Selection())
         refuse_changes(self.output, self.facts, {**here, "selection": self.facts["selection"]})
-        version, other = (facts["versions"][-1]["imgsafety"] for facts in (here, self.facts))
+        version, other = versions()["imgsafety"], self.facts["versions"][-1]["imgsafety"]
         if version != other:
             raise SetupError(f"a machine of the cluster has imgsafety {version}, not {other}")
         return scanner
@@ -141,7 +141,7 @@ class JudgePart:
         try:
             return {"problem": "", **self._count(row["part"])}
         except ImgSafetyError as problem:
-            return {"problem": str(problem), **dict.fromkeys((*VERDICTS, "flagged"), 0)}
+            return {"problem": str(problem), **dict.fromkeys((*SEVERITY, "flagged"), 0)}
 
     def _count(self, part: int) -> dict[str, int]:
         with _open(self.output, "plan.parquet") as file:
@@ -153,14 +153,14 @@ class JudgePart:
             self._judge(name, plan)
             table = self._read(name) or []
         counts = Counter(result["verdict"] for result in table)
-        if len(table) != len(plan) or counts.keys() - set(VERDICTS):
+        if len(table) != len(plan) or counts.keys() - SEVERITY.keys():
             raise SetupError(f"{name} holds {len(table)} results of {len(plan)} files; delete it, and give the same command again")
         flagged = sum(result["verdict"] != "allow" or bool(result["reasons"]) for result in table)
-        return {verdict: counts[verdict] for verdict in VERDICTS} | {"flagged": flagged}
+        return {verdict: counts[verdict] for verdict in SEVERITY} | {"flagged": flagged}
 
     def _judge(self, name: str, plan: list[dict[str, Any]]) -> None:
         heads = [(head.name, head.labels) for head in self.scanner.session.spec.heads]
-        about = {"plan": self.facts["plan"], "versions": json.dumps(describe_run(self.scanner, [], Selection())["versions"][-1])}
+        about = {"plan": self.facts["plan"], "versions": json.dumps(versions())}
         with _whole_file(self.output, name) as stream:
             write_parquet(self.scanner.scan(_items(plan)), heads, stream, about)
 

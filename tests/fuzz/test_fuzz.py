@@ -64,6 +64,10 @@ def test_damaged_runs(at, damage):
     fuzz_run(damaged(make_run(), at, damage))
 
 
+def test_a_run_whose_damage_sqlite_quotes():
+    fuzz_run(make_run().replace(b"CREATE TABLE facts", b"CREATE T\x80BLE facts"))
+
+
 @pytest.mark.parametrize("text", [b"a=" + b"[" * 100_000, b"a=" + b"{b=" * 100_000, b"a=" + b"9" * 5000])
 def test_policies_that_broke_the_parser(text):
     fuzz_policy(text)
