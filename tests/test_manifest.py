@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from training.manifest import ManifestError, load_manifest, manifest_sha256
+from training.manifest import AGES_BY_EYE, BY_EYE, ManifestError, load_manifest, manifest_sha256
 from training.settings import load_settings
 
 SETTINGS = Path(__file__).parents[1] / "training" / "settings.toml"
@@ -140,6 +140,36 @@ def test_a_licence_column_names_the_licence(manifest):
 )
 def test_only_adults_or_nobody_may_stand_beside_an_exposed_row(manifest, row, expected):
     assert load_manifest(manifest(row), LICENCES)[0].adults_or_nobody is expected
+
+
+def seen_by_eye():
+    with AGES_BY_EYE.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.mark.parametrize("letter", sorted(BY_EYE))
+def test_an_age_by_eye_replaces_that_of_the_manifest(manifest, letter):
+    source, path, _ = next(line for line in seen_by_eye() if line[2] == letter)
+    named = {"path": path, "source": source, "attire": "clothed", "age_min": "40", "age_max": "40"}
+    (row,) = load_manifest(manifest(named), {source: "its own"})
+    assert row.age == BY_EYE[letter]
+    (row,) = load_manifest(manifest(named | {"source": "drawn"}), LICENCES)
+    assert row.age == (40, 40)
+
+
+def test_an_exposed_row_that_was_seen_to_show_a_minor_is_refused(manifest):
+    source, path, _ = next(line for line in seen_by_eye() if line[2] == "M")
+    adult = {"path": path, "source": source, "attire": "revealing", "age_min": "18", "age_max": "99"}
+    with pytest.raises(ManifestError, match="age that can be under 18"):
+        load_manifest(manifest(adult), {source: "its own"})
+
+
+def test_ages_by_eye_belong_to_pictures_that_are_there(shared_data):
+    settings = load_settings(SETTINGS)
+    known = {(row.source, row.path): row for row in load_manifest(shared_data / "manifest.csv", settings.licences)}
+    seen = seen_by_eye()
+    assert len({(source, path) for source, path, _ in seen}) == len(seen) > 1000
+    assert not any(known[source, path].exposed for source, path, _ in seen)
 
 
 def test_the_hash_of_a_manifest_is_that_of_its_bytes(manifest):

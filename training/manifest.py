@@ -3,19 +3,27 @@
 Columns: `path` (below the manifest's folder) and `source` are needed; `licence` too, unless the settings
 name one for the source; `medium, framing, attire, age_min, age_max, gender, ethnicity, group, how` may be
 empty or absent. What a reader would get wrong: an exposed row (`revealing` or `minimal`) with no age is
-refused as well, because an unknown age can be under 18.
+refused as well, because an unknown age can be under 18. And ages of scenes whose origin names none, or names one
+by a word of a caption, come from `ages_by_eye.csv`.
 """
 
 import csv
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from training.heads import ATTIRE, EXPOSED, NOT_MINIMAL, OLDEST
 
 ADULT = 18
 ATTIRE_VALUES = ("", NOT_MINIMAL, *ATTIRE.labels)
+
+
+# What a person looking at the picture saw: somebody clearly under 18, only people clearly 18 or older, cannot be told, nobody
+# recognisable. Columns: source, path, letter. It replaces the age in the manifest.
+AGES_BY_EYE = Path(__file__).with_name("ages_by_eye.csv")
+BY_EYE: dict[str, tuple[float, float] | None] = {"M": (0, ADULT - 1), "A": (ADULT, OLDEST), "Y": None, "N": None}
 
 
 class ManifestError(Exception):
@@ -96,9 +104,17 @@ def _row(line: int, record: Mapping[str | None, str | None], licences: Mapping[s
     if not licence:
         raise ManifestError(f"line {line}: source {values['source']!r} names no licence")
     text = {column: values.get(column, "") for column in ("medium", "framing", "attire", "gender", "ethnicity", "group")}
-    row = Row(values["path"], values["source"], licence, age=_age(line, values), **text)
+    seen = _ages_by_eye().get((values["source"], values["path"]))
+    age = BY_EYE[seen] if seen else _age(line, values)
+    row = Row(values["path"], values["source"], licence, age=age, **text)
     _check_lawful(line, row)
     return row
+
+
+@cache
+def _ages_by_eye() -> dict[tuple[str, str], str]:
+    with AGES_BY_EYE.open(newline="", encoding="utf-8") as file:
+        return {(source, path): letter for source, path, letter in csv.reader(file)}
 
 
 def _age(line: int, values: Mapping[str, str]) -> tuple[float, float] | None:
