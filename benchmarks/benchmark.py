@@ -1,7 +1,7 @@
 """How fast is imgsafety on this machine, on these files? `python benchmarks/benchmark.py FOLDER`
 
-Throughput from files on disk to verdicts (by batch size and workers), share of each stage, latency of one picture,
-cold start and peak memory; with `--peers` NudeNet on the same files, in turns with ours. `--side 1024` first makes
+Throughput from files on disk to verdicts (by batch size and workers, and as a cascade), share of each stage, latency of one
+picture, cold start and peak memory; with `--peers` NudeNet on the same files, in turns with ours. `--side 1024` first makes
 square JPEGs of that side from the folder's pictures, in a temporary folder. Needs `pip install '.[bench]'`.
 """
 
@@ -27,7 +27,8 @@ from rich.table import Table
 
 from imgsafety import Scanner, find_images
 from imgsafety.decode import Limits, decode
-from imgsafety.preprocess import to_pixels
+from imgsafety.preprocess import halve, to_pixels
+from imgsafety.scan import DEFAULT_BATCH_SIZE
 from imgsafety.session import Session
 
 FIRST_VERDICT = "from imgsafety import Scanner; import sys; print(Scanner().check(sys.argv[1]).verdict)"
@@ -106,12 +107,14 @@ def make_pictures(files: list[Path], folder: Path, side: int, ending: str) -> li
 def throughput(files: list[Path], rounds: int, model: str | None, provider: str) -> list[dict[str, Any]]:
     """Pictures per second from files to verdicts."""
     cores = len(os.sched_getaffinity(0))
-    settings = [(workers, batch) for workers in sorted({1, cores}) for batch in (1, 4, 16, 32)]
+    settings = [(workers, batch, False) for workers in sorted({1, cores}) for batch in (1, 4, 16, 32)]
+    settings += [(workers, DEFAULT_BATCH_SIZE, True) for workers in sorted({1, cores})]
     found = []
-    for workers, batch in settings:
-        scanner = Scanner(model, provider=provider, workers=workers, batch_size=batch)
+    for workers, batch, cascade in settings:
+        scanner = Scanner(model, provider=provider, workers=workers, batch_size=batch, cascade=cascade)
         seconds = timed(lambda scanner=scanner: sum(1 for _ in scanner.scan(files)), rounds)  # type: ignore[misc]
-        found.append({"workers": workers, "batch_size": batch, "per_second": [len(files) / value for value in seconds]})
+        rates = [len(files) / value for value in seconds]
+        found.append({"workers": workers, "batch_size": batch, "cascade": cascade, "per_second": rates})
     return found
 
 
@@ -127,6 +130,7 @@ def stages(files: list[Path], rounds: int, model: str | None, provider: str) -> 
         "decode": lambda: [decode(content, limits, size) for content in data],
         "resize": lambda: [to_pixels(image, size) for image in images],
         "model": lambda: [session.run(pixels[start : start + 16]) for start in range(0, len(pixels), 16)],
+        "first look": lambda: [session.run(halve(pixels[start : start + 16])) for start in range(0, len(pixels), 16)],
     }
     return {name: [1000 * value / len(files) for value in timed(step, rounds)] for name, step in steps.items()}
 
@@ -158,24 +162,32 @@ def cold_start(files: list[Path], rounds: int) -> dict[str, list[float]]:
 
 
 def beside_nudenet(files: list[Path], rounds: int, model: str | None, provider: str) -> dict[str, Any]:
-    """Milliseconds per picture of both on the same files, in turns, and their ratio."""
+    """Milliseconds per picture of all three on the same files, in turns, and their ratios."""
     try:
         from nudenet import NudeDetector
     except ImportError:
         return {"missing": "pip install nudenet"}
-    detector, scanner = NudeDetector(), Scanner(model, provider=provider)
+    detector = NudeDetector()
+    plain, cascade = (Scanner(model, provider=provider, cascade=kind) for kind in (False, True))
     paths = [str(file) for file in files]
-    ours, theirs = [], []
-    for _ in range(rounds):
-        ours.append(1000 * once(lambda: sum(1 for _ in scanner.scan(paths))) / len(paths))
-        theirs.append(1000 * once(lambda: detector.detect_batch(paths, batch_size=16)) / len(paths))
-    ratios = [their / our for their, our in zip(theirs, ours, strict=True)]
-    return {
-        "imgsafety scan, ms": ours,
-        "NudeNet detect_batch, ms": theirs,
-        "ratio": ratios,
-        "NudeNet version": metadata.version("nudenet"),
+    ways: dict[str, Callable[[], object]] = {
+        "scan": lambda: sum(1 for _ in plain.scan(paths)),
+        "scan, cascade": lambda: sum(1 for _ in cascade.scan(paths)),
+        "NudeNet detect_batch": lambda: detector.detect_batch(paths, batch_size=16),
     }
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, work in ways.items():
+            seconds = once(work)
+            if turn:  # the first warms up
+                spent[name].append(1000 * seconds / len(paths))
+    theirs = spent["NudeNet detect_batch"]
+    ratios = {
+        f"NudeNet / {name}": [their / our for their, our in zip(theirs, spent[name], strict=True)]
+        for name in ("scan", "scan, cascade")
+    }
+    about = {"NudeNet version": metadata.version("nudenet")}
+    return {f"{name}, ms": values for name, values in spent.items()} | ratios | about
 
 
 def timed(work: Callable[[], object], rounds: int) -> list[float]:
@@ -215,7 +227,8 @@ def show(figures: dict[str, Any]) -> None:
     """Print every figure as a table: median, least and greatest."""
     table = Table("figure", "median", "least", "greatest", title=", ".join(f"{k} {v}" for k, v in figures["machine"].items()))
     for row in figures["throughput"]:
-        table.add_row(f"pictures/s, {row['workers']} workers, batches of {row['batch_size']}", *spread(row["per_second"]))
+        kind = ", cascade" if row["cascade"] else ""
+        table.add_row(f"pictures/s, {row['workers']} workers, batches of {row['batch_size']}{kind}", *spread(row["per_second"]))
     for name, values in figures["stages"].items():
         table.add_row(f"{name}, ms per picture on one core", *spread(values))
     for name, values in figures["latency"].items():
@@ -240,7 +253,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6, 4))
     for workers in sorted({row["workers"] for row in rows}):
-        chosen = [row for row in rows if row["workers"] == workers]
+        chosen = [row for row in rows if row["workers"] == workers and not row["cascade"]]
         axes.plot(
             [row["batch_size"] for row in chosen],
             [statistics.median(row["per_second"]) for row in chosen],

@@ -8,6 +8,7 @@ made one at a time, because eight frames of the largest size do not fit into mem
 """
 
 import io
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from imgsafety.errors import ImageError
+from imgsafety.preprocess import REDUCING_MARGIN
 
 # Decoders we let untrusted bytes reach. JPEG's also opens MPO, which many phones write into .jpg files; Pillow
 # raises KeyError for the name MPO itself.
@@ -31,8 +33,6 @@ MAX_FRAMES = 10_000
 MAX_SIDE = 65_535
 # JPEG data goes to its decoder in pieces of this size: one that makes every byte cost a pass over the picture is noticed.
 JPEG_BLOCK = 4096
-# JPEG is decoded at reduced size only down to this many times the model's side; closer shifts pixels.
-REDUCED_DECODING_MARGIN = 2
 FLOAT_SLACK = 1e-3
 MAX_PIXELS = 80_000_000
 FRAMES = 8
@@ -158,7 +158,7 @@ def _views(image: Image.Image, limits: Limits, size: int = 0, file: _TimedFile |
     count = getattr(image, "n_frames", 1)
     if count == 1:
         if size and isinstance(image, JpegImageFile):
-            side = REDUCED_DECODING_MARGIN * size
+            side = math.ceil(REDUCING_MARGIN * size)
             image.draft("RGB", (side, side))
             image.decodermaxblock = JPEG_BLOCK
         ImageOps.exif_transpose(image, in_place=True)

@@ -12,6 +12,9 @@ a score that is missing or not finite must not read as "below the threshold"; it
     verdict = "block"                        # label, review or block
     when = { minimal_attire = 0.6 }          # all at or above
     before_below = { minimal_attire = 0.3 }  # edits only: all below in the picture that came in
+
+    [cascade]                                # for `Scanner(cascade=True)`: all below in the first look settle a picture
+    exposed = 0.02
 """
 
 import hashlib
@@ -45,17 +48,22 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Named rules for the scores of one model; `sha256` is that of the TOML text."""
+    """Named rules for the scores of one model; `sha256` is that of the TOML text.
+
+    cascade: score name to the value below which a first look at few pixels settles that no rule will fire; empty
+    when the policy was not calibrated for that.
+    """
 
     name: str
     model: str
     rules: tuple[Rule, ...]
     sha256: str = ""
+    cascade: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def score_names(self) -> frozenset[str]:
         """Every score that some rule names."""
-        return frozenset(name for rule in self.rules for name in (*rule.when, *rule.before_below))
+        return frozenset(name for rule in self.rules for name in (*rule.when, *rule.before_below)) | frozenset(self.cascade)
 
 
 def shipped_policies() -> tuple[str, ...]:
@@ -88,7 +96,8 @@ def parse_policy(text: str, where: str = "policy") -> Policy:
     if len({rule.name for rule in rules}) != len(rules):
         raise PolicyError(f"{where}: two rules have the same name")
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return Policy(_text(table, "name", where), _text(table, "model", where), rules, digest)
+    cascade = _thresholds(table["cascade"], f"{where}: cascade") if "cascade" in table else {}
+    return Policy(_text(table, "name", where), _text(table, "model", where), rules, digest, cascade)
 
 
 def _parse_rule(entry: Any, where: str) -> Rule:
@@ -121,7 +130,7 @@ def _thresholds(value: Any, where: str) -> dict[str, float]:
 def _text(table: Mapping[str, Any], key: str, where: str) -> str:
     value = table.get(key)
     if not isinstance(value, str) or not value:
-        raise PolicyError(f"{where}: needs `{key} = \"…\"`")
+        raise PolicyError(f'{where}: needs `{key} = "…"`')
     return value
 
 
@@ -160,6 +169,15 @@ def decide(policy: Policy, scores: Scores, before: Scores | None = None) -> Verd
             continue
         decision = max(decision, outcome, key=lambda name: SEVERITY[name])
     return Verdict(decision, tuple(reasons), error)
+
+
+def settled(policy: Policy, scores: Scores) -> bool:
+    """True when a first look with these scores makes a second one needless: below every value of `policy.cascade`.
+
+    A score that is missing or not finite settles nothing, and neither does a policy without such values.
+    """
+    below = [scores.named.get(name, math.nan) < value for name, value in policy.cascade.items()]
+    return bool(below) and all(below)
 
 
 def _lacking(thresholds: Mapping[str, float], scores: Scores) -> list[str]:

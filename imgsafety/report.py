@@ -57,8 +57,9 @@ def find_rates(store: Store, path: str | os.PathLike[str] | None = None) -> dict
         return UNKNOWN_RATES
     if policy["name"] not in shipped_policies() or load_policy(policy["name"]).sha256 != policy["sha256"]:
         return "error rates are known only at the thresholds of the shipped policies"
-    if store.fact("settings")["thorough"]:
-        return "error rates of thorough scans are not known"
+    for kind in ("thorough", "cascade"):
+        if store.fact("settings").get(kind):
+            return f"error rates of scans with --{kind} are not known"
     try:
         return load_rates(shipped, model["sha256"], policy["name"])
     except SetupError as problem:

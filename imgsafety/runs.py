@@ -84,6 +84,11 @@ def decide_run(store: Store, policy: Policy) -> None:
         raise SetupError(f"run {store.path} is empty: nothing was scanned into it")
     spec = from_json(store.fact("model")["spec"])
     check_fit(policy, spec.identity, score_names(spec))
+    if store.fact("settings").get("cascade"):
+        raise SetupError(
+            f"run {store.path} was scanned with --cascade: of what the first look settled it holds no scores that another "
+            "policy could rely on; scan again with that policy"
+        )
     store.replace_verdicts(_decided(store, policy, spec), {"policy": _describe_policy(policy)})
 
 
@@ -97,6 +102,7 @@ def describe_run(scanner: Scanner, roots: list[str], selection: Selection) -> di
             "frames": limits.frames,
             "max_pixels": limits.max_pixels,
             "thorough": scanner.thorough,
+            "cascade": scanner.cascade,
         },
         "selection": {"paths": roots, **asdict(selection)},
         "policy": _describe_policy(scanner.policy),

@@ -23,8 +23,9 @@ from imgsafety.batching import MicroBatcher
 from imgsafety.decode import FRAMES, MAX_PIXELS, TIMEOUT, Limits
 from imgsafety.errors import ImageError, ModelError, SetupError
 from imgsafety.isolate import Workers, prepare
-from imgsafety.policy import Policy, check_fit, load_policy
+from imgsafety.policy import Policy, check_fit, load_policy, settled
 from imgsafety.policy import decide as apply_policy
+from imgsafety.preprocess import halve
 from imgsafety.result import SEVERITY, Pixels, Result, Scores, Verdict, make_result
 from imgsafety.session import Session, score_names
 from imgsafety.tensor import split_tensor
@@ -37,6 +38,7 @@ T = TypeVar("T")
 
 DEFAULT_BATCH_SIZE = 4  # what a core's cache holds: 16 % more pictures per second than 16 (benchmarks/); GPUs want more
 BATCHES_IN_FLIGHT = 2  # per worker: one in work, one waiting, so that no worker idles
+FIRST_LOOKS = 4  # as many pictures at half the side are what one at the whole side is to the model, and to the cache
 MAX_WAIT = 0.005  # seconds that one of many concurrent callers waits for company
 
 
@@ -74,7 +76,9 @@ class Scanner:
     a `Policy`; none is `default`. provider: `cpu`, `cuda` or `tensorrt`. batch_size: pictures per call of the model
     in `scan`. workers: threads in `scan`, by default one per core. frames: how many frames of an animation are
     judged. max_pixels: larger pictures are `undecided` without being decoded. thorough: also judge tiles and turns of
-    each picture, at eight times the model's price; the worst look decides. max_wait: seconds that `submit` and
+    each picture, at eight times the model's price; the worst look decides. cascade: `scan` and `score` first look at a
+    quarter of the pixels, and where the policy says that this settles it, answer with those scores (docs/performance.md
+    has what is gained and what is missed). max_wait: seconds that `submit` and
     `acheck` may hold a picture back to judge it together with others'. isolate: decode files and bytes in worker
     processes, so that a decoder that crashes, hangs or takes all memory costs one picture (see docs/hostile.md for
     the price). timeout: seconds for decoding one picture, after which it is `undecided`; exact with `isolate`, else
@@ -94,6 +98,7 @@ class Scanner:
         frames: int = FRAMES,
         max_pixels: int = MAX_PIXELS,
         thorough: bool = False,
+        cascade: bool = False,
         max_wait: float = MAX_WAIT,
         isolate: bool = False,
         timeout: float = TIMEOUT,
@@ -108,11 +113,13 @@ class Scanner:
         self.batch_size = batch_size
         self.workers = workers or _cores()
         self.limits = Limits(max_pixels, frames, timeout)
-        self.thorough = thorough
+        self.thorough, self.cascade = thorough, cascade
         self.policy = policy if isinstance(policy, Policy) else load_policy(policy or "default")
         # For one picture all cores work on one call; for many, each worker's calls stay on its core.
         self.session = Session(model, provider, threads=self.workers)
         check_fit(self.policy, self.session.spec.identity, score_names(self.session.spec))
+        if cascade:
+            _check_cascade(self)
         self.isolated = Workers(self.workers) if isolate else None
         self._batcher = MicroBatcher(self._judge_together, self.workers, batch_size, max_wait)
 
@@ -188,7 +195,8 @@ class Scanner:
 
     def scan(self, items: Iterable[Any]) -> Iterator[Result]:
         """Judge many items lazily; one result each, in their order. Mixed sizes and kinds batch."""
-        return self._in_order(items, self._judge)
+        for scored in self.score(items):
+            yield self._decide(scored)
 
     def score(self, items: Iterable[Any], wanted: Callable[[str], bool] | None = None) -> Generator[Scored]:
         """Like `scan`, but stop before the policy and keep every score; see `judge`.
@@ -198,7 +206,7 @@ class Scanner:
         """
 
         def work(chunk: Sequence[Any], session: Session) -> list[Scored]:
-            return self._score([self._prepare(item, wanted) for item in chunk], session, maps=False)
+            return self._score([self._prepare(item, wanted) for item in chunk], session, maps=False, cascade=self.cascade)
 
         return self._in_order(items, work)
 
@@ -208,7 +216,7 @@ class Scanner:
         pool = ThreadPoolExecutor(self.workers, "imgsafety")
         try:
             iterator = iter(items)
-            while chunk := list(islice(iterator, self.batch_size)):
+            while chunk := list(islice(iterator, self.batch_size * (FIRST_LOOKS if self.cascade else 1))):
                 waiting.append(pool.submit(work, chunk, session))
                 if len(waiting) > self.workers * BATCHES_IN_FLIGHT:
                     yield from waiting.popleft().result()
@@ -263,21 +271,26 @@ class Scanner:
             return self.isolated.prepare(content, self.limits, size, self.thorough)
         return prepare(content, self.limits, size, self.thorough)
 
-    def _score(self, prepared: Sequence[_Prepared], session: Session, maps: bool) -> list[Scored]:
+    def _score(self, prepared: Sequence[_Prepared], session: Session, maps: bool, cascade: bool = False) -> list[Scored]:
         """Run all frames of all items together; if that fails, item by item, so that one cannot spoil others."""
         frames = [frame for one in prepared for frame in one.frames]
         try:
-            scores = iter(self._run(frames, session, maps))
+            scores = iter(self._run_cascade(frames, session) if cascade else self._run(frames, session, maps))
         except ModelError as problem:
             if len(prepared) == 1:
                 return [_scored(prepared[0], (), prepared[0].error or str(problem))]
-            return [scored for one in prepared for scored in self._score([one], session, maps)]
+            return [scored for one in prepared for scored in self._score([one], session, maps, cascade)]
         return [_scored(one, tuple(islice(scores, len(one.frames))), one.error) for one in prepared]
 
-    def _run(self, frames: Sequence[Pixels], session: Session, maps: bool) -> list[Scores]:
-        starts = range(0, len(frames), self.batch_size)
-        batches = [np.stack([frame.rgb for frame in frames[start : start + self.batch_size]]) for start in starts]
-        return [scores for batch in batches for scores in session.run(batch, maps)]
+    def _run(self, frames: Sequence[Pixels], session: Session, maps: bool = False) -> list[Scores]:
+        return [scores for batch in _batches(frames, self.batch_size) for scores in session.run(batch, maps)]
+
+    def _run_cascade(self, frames: Sequence[Pixels], session: Session) -> list[Scores]:
+        """Look at half the side first, and at the whole where that does not settle it."""
+        first = [scores for batch in _batches(frames, self.batch_size * FIRST_LOOKS) for scores in session.run(halve(batch))]
+        unsettled = [index for index, scores in enumerate(first) if not settled(self.policy, scores)]
+        second = dict(zip(unsettled, self._run([frames[index] for index in unsettled], session), strict=True))
+        return [second.get(index, scores) for index, scores in enumerate(first)]
 
     def _decide(self, scored: Scored, before: Sequence[Scores] = ()) -> Result:
         return judge(self.policy, scored, before)[0]
@@ -292,9 +305,7 @@ def judge(policy: Policy, scored: Scored, before: Sequence[Scores] = ()) -> tupl
         verdict = Verdict("undecided", error=scored.error or "no frame could be judged")
         return make_result(scored.path, scored.sha256, None, None, verdict), None
     judged = [
-        (apply_policy(policy, scores, other), index)
-        for index, scores in enumerate(scored.scores)
-        for other in (before or (None,))
+        (apply_policy(policy, scores, other), index) for index, scores in enumerate(scored.scores) for other in (before or (None,))
     ]
     verdict, index = max(judged, key=lambda entry: _gravity(entry[0], scored.scores[entry[1]]))
     scores = scored.scores[index]
@@ -319,6 +330,25 @@ def _per_frame(scored: Scored) -> list[Scores]:
 
 def _gravity(verdict: Verdict, scores: Scores) -> tuple[int, int, float]:
     return SEVERITY[verdict.decision], len(verdict.reasons), scores.named.get("exposed", 0.0)
+
+
+def _batches(frames: Sequence[Pixels], size: int) -> Iterator[npt.NDArray[np.uint8]]:
+    for start in range(0, len(frames), size):
+        yield np.stack([frame.rgb for frame in frames[start : start + size]])
+
+
+def _check_cascade(scanner: Scanner) -> None:
+    """Raise `SetupError` unless what a first look settles can set off no rule of the policy."""
+    policy, session = scanner.policy, scanner.session
+    if scanner.thorough:
+        raise SetupError("a scanner is either thorough or a cascade: small people and turned pictures need all pixels")
+    if not session.any_side or session.spec.size % 2:
+        raise SetupError(f"{session.path}: the model takes pictures of one side only; export it again for a cascade")
+    if not policy.cascade:
+        raise SetupError(f"policy {policy.name!r} has no [cascade] table; make one with training.calibrate")
+    for rule in policy.rules:
+        if not any(value <= rule.when.get(name, -1.0) for name, value in policy.cascade.items()):
+            raise SetupError(f"policy {policy.name!r}: rule {rule.name!r} can fire whatever [cascade] says; it names no such score")
 
 
 def _cores() -> int:

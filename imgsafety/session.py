@@ -57,15 +57,17 @@ class Session:
         self._input = _check_graph(self._runtime, self.spec, self.path)
         outputs = {output.name for output in self._runtime.get_outputs()}
         self.has_maps = all(head.name + MAP_SUFFIX in outputs for head in self.spec.heads)
+        self.any_side = not isinstance(self._runtime.get_inputs()[0].shape[1], int)  # a graph that takes other sides than `size`
 
     def run(self, pixels: npt.NDArray[np.uint8], maps: bool = False) -> list[Scores]:
-        """Judge `uint8 (batch, size, size, 3)`; one `Scores` per row, in order.
+        """Judge `uint8 (batch, size, size, 3)`, or half the size where the graph takes it; one `Scores` per row, in order.
 
         maps: also fill `Scores.maps`; raises `ModelError` when the model was exported without them.
         Raises `ModelError` when the model's answer is not a finite distribution.
         """
         size = self.spec.size
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
+        sides = (size, size // 2) if self.any_side else (size,)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] not in [(side, side, 3) for side in sides]:
             raise ModelError(f"pixels are {pixels.dtype} {pixels.shape}, not uint8 (batch, {size}, {size}, 3)")
         if maps and not self.has_maps:
             raise ModelError(f"{self.path}: the model has no map outputs; export it again")
@@ -132,8 +134,11 @@ def _read_spec(runtime: Any, path: Path) -> ModelSpec:
 def _check_graph(runtime: Any, spec: ModelSpec, path: Path) -> str:
     """Hold the graph against its spec; return the name of the input."""
     inputs = runtime.get_inputs()
-    if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or inputs[0].shape[1:] != [spec.size, spec.size, 3]:
-        found = [(entry.type, entry.shape) for entry in inputs]
+    found = [(entry.type, entry.shape) for entry in inputs]
+    # Names instead of numbers: the graph takes any side.
+    shapes = [[side if isinstance(side, int) else "any" for side in shape[1:]] for _, shape in found]
+    fitting = ([spec.size, spec.size, 3], ["any", "any", 3])
+    if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or shapes[0] not in fitting:
         raise ModelError(f"{path}: input is {found}, not uint8 (batch, {spec.size}, {spec.size}, 3)")
     outputs = {output.name: output.shape for output in runtime.get_outputs()}
     for head in spec.heads:

@@ -12,8 +12,8 @@ PACKAGE = Path(imgsafety.__file__).parent
 # A module may import from earlier lines, never from its own or a later one.
 LAYERS = (
     {"errors", "result"},
-    {"spec", "archive"},
-    {"source", "decode", "preprocess", "session", "policy", "flagged", "sink", "audit_log", "where", "store", "prevalence"},
+    {"spec", "archive", "preprocess"},
+    {"source", "decode", "session", "policy", "flagged", "sink", "audit_log", "where", "store", "prevalence"},
     {"tensor", "batching", "isolate", "selftest", "report"},
     {"scan", "page"},
     {"runs", "watch"},

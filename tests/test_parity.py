@@ -25,8 +25,8 @@ def exported(tmp_path_factory):
     from training.model import build
 
     torch.manual_seed(0)
-    network = build("mobilenet_v2", None, 0.0, pretrained=False)
-    for layer in network.layers.modules():
+    network = build("mobilenet_v2", None, 0.0, pretrained=False, own_layers=3)
+    for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.running_mean.normal_(0, 0.1)
             layer.running_var.uniform_(0.5, 1.5)
@@ -37,12 +37,13 @@ def exported(tmp_path_factory):
     return network, Session(path)
 
 
+@pytest.mark.parametrize("side", [SIDE, SIDE // 2])
 @pytest.mark.parametrize("batch", [1, 3, 8])
-def test_the_file_answers_what_the_network_answers(exported, batch):
+def test_the_file_answers_what_the_network_answers(exported, batch, side):
     import torch
 
     network, session = exported
-    pixels = np.random.default_rng(batch).integers(0, 256, (batch, SIDE, SIDE, 3)).astype(np.uint8)
+    pixels = np.random.default_rng(batch).integers(0, 256, (batch, side, side, 3)).astype(np.uint8)
     with torch.no_grad():
         attire, age = (answer.numpy() for answer in network.answer(torch.from_numpy(pixels))[:2])
     scores = session.run(pixels)

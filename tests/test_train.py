@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,14 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from training import calibrate, evaluate, export, mix, temperature, train  # noqa: E402
 from training.heads import AGE, ATTIRE, age_distribution, attire_target  # noqa: E402
-from training.model import build, has_folded_norms, load_network, restore_norms  # noqa: E402
+from training.model import build, graft, has_folded_norms, load_network, restore_norms  # noqa: E402
 from training.onnx_file import read_spec  # noqa: E402
 from training.settings import load_settings  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 SMOKE = SETTINGS.with_name("smoke.toml")
 STEPS = 10
+PIXELS = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
 def run(program, **options):
@@ -84,10 +86,12 @@ def test_a_killed_run_ends_where_one_that_was_not_ends(killed, data, tmp_path):
 
 def test_training_changes_all_but_the_frozen_layers(killed):
     torch.manual_seed(load_settings(SMOKE).seed)
-    before, after = build("mobilenet_v2", None, 0.0, pretrained=False).half().float(), load_network(killed / "network.safetensors")
+    before = build("mobilenet_v2", None, 0.0, pretrained=False, own_layers=2).half().float()
+    after = load_network(killed / "network.safetensors")
     changed = {name for name, value in after.named_parameters() if not torch.equal(value, dict(before.named_parameters())[name])}
     assert not [name for name in changed if name.startswith("layers.0.")]
-    assert {"evidence.attire.weight", "evidence.age.weight", "layers.18.0.weight"} <= changed
+    trained = ("evidence.attire", "evidence.age", "layers.16.conv.2", "towers.age.18.0", "towers.attire.18.0")
+    assert {f"{name}.weight" for name in trained} <= changed
 
 
 def test_the_exported_file_carries_its_spec_and_temperatures(model):
@@ -115,11 +119,11 @@ def test_a_model_is_measured_on_held_out_pictures(model, killed, data):
 
 def test_a_mix_lies_between_two_networks(killed, tmp_path):
     other, mixed = tmp_path / "other.safetensors", tmp_path / "mixed.safetensors"
-    train.save_network(build("mobilenet_v2", None, 0.0, pretrained=False), other, load_settings(SMOKE))
+    train.save_network(build("mobilenet_v2", None, 0.0, pretrained=False, own_layers=2), other, load_settings(SMOKE))
     words = ["--before", killed / "network.safetensors", "--after", other, "--share", 0.75, "--output", mixed]
     assert CliRunner().invoke(mix.main, list(map(str, words)), catch_exceptions=False).exit_code == 0
     before, after, between = load_file(killed / "network.safetensors"), load_file(other), load_file(mixed)
-    name = "layers.18.0.weight"
+    name = "towers.age.18.0.weight"
     expected = 0.25 * before[name].float() + 0.75 * after[name].float()
     assert torch.allclose(between[name].float(), expected, atol=1e-3) and not torch.equal(between[name], after[name])
     assert load_network(mixed).padding == "torch"
@@ -211,6 +215,29 @@ def test_probabilities_are_distributions_and_maps_sum_to_them():
     assert attire_map.shape == (2, len(ATTIRE.labels), 2, 3)
 
 
+def test_a_grafted_head_answers_as_before_and_the_others_start_anew():
+    torch.manual_seed(0)
+    old, new = (build("mobilenet_v2", None, 0.0, pretrained=False, own_layers=own).eval() for own in (2, 19))
+    for network in (old, new):
+        for layer in network.evidence.values():
+            torch.nn.init.normal_(layer.bias)
+    with torch.no_grad():
+        before = new(PIXELS)[0]
+        graft(new, old, "age")
+        assert torch.equal(new(PIXELS)[1], old(PIXELS)[1])
+        assert torch.equal(new(PIXELS)[0], before) and not torch.allclose(before, old(PIXELS)[0])
+
+
+def test_a_frozen_head_keeps_its_tower_and_learns_its_evidence():
+    settings = replace(load_settings(SMOKE), frozen_heads=("attire",))
+    network = build("mobilenet_v2", None, 0.0, pretrained=False, own_layers=2)
+    train.freeze(network, settings)
+    network(PIXELS)[0].sum().backward()
+    assert all(one.grad is None for one in network.towers["attire"].parameters())
+    assert all(one.grad is not None for one in network.evidence["attire"].parameters())
+    assert not network.towers["attire"].training and network.towers["age"].training
+
+
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18", "shufflenet_v2_x0_5"])
 def test_the_backbone_is_a_setting(backbone):
     network = build(backbone, None, 0.0, pretrained=False).eval()
@@ -232,16 +259,16 @@ def test_folded_norms_are_restored_without_changing_the_function(tmp_path):
     pixels = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8)
     with torch.no_grad():
         before = network(pixels)
-        assert has_folded_norms(network.layers)
+        assert has_folded_norms(network)
         restore_norms(network, pixels)
         after, trained = network.eval()(pixels), network.train()(pixels)
-    assert not has_folded_norms(network.layers)
+    assert not has_folded_norms(network)
     assert all(torch.allclose(one, other, atol=1e-3) for one, other in zip(before, after, strict=True))
     assert all(torch.allclose(one, other, atol=0.1) for one, other in zip(before, trained, strict=True))
 
 
 def test_an_untrained_network_has_no_folded_norms():
-    assert not has_folded_norms(build("mobilenet_v2", None, 0.0, pretrained=False).layers)
+    assert not has_folded_norms(build("mobilenet_v2", None, 0.0, pretrained=False))
 
 
 def test_a_setting_that_is_missing_or_unknown_is_named(tmp_path):

@@ -2,7 +2,7 @@
 
 Built with onnx alone, so unit tests need neither torch nor trained weights. It looks at mean colours on a
 4x4 grid: a red patch is `minimal`, a green one `clothed`, black and white are `no_person`; a blue patch appears
-to be a child.
+to be a child. It takes pictures of half the side too, as a first look does.
 """
 
 import hashlib
@@ -57,8 +57,8 @@ def write_toy_model(path: Path, spec: ModelSpec = SPEC, factor: float = 1.0) -> 
     return path
 
 
-def toy_model(spec: ModelSpec = SPEC, factor: float = 1.0) -> ModelProto:
-    """Build the graph: uint8 NHWC in, probabilities and maps out."""
+def toy_model(spec: ModelSpec = SPEC, factor: float = 1.0, sides: tuple[int | str, ...] = ("height", "width")) -> ModelProto:
+    """Build the graph: uint8 NHWC in, probabilities and maps out. sides: numbers make a graph that takes no others."""
     constants = {
         "scale": np.array(1 / 255, np.float32),
         "flat": np.array([0, 0, -1], np.int64),
@@ -79,9 +79,9 @@ def toy_model(spec: ModelSpec = SPEC, factor: float = 1.0) -> ModelProto:
     for head in (ATTIRE, AGE):
         name = head.name
         shape = f"{name}_shape"
-        constants[shape] = np.array([0, len(head.labels), GRID, GRID], np.int64)
         nodes += [
             helper.make_node("Conv", ["grid", f"{name}_weights", f"{name}_bias"], [f"{name}_evidence"]),
+            helper.make_node("Shape", [f"{name}_evidence"], [shape]),
             helper.make_node("Reshape", [f"{name}_evidence", "flat"], [f"{name}_flat"]),
             helper.make_node("ReduceLogSumExp", [f"{name}_flat", "places"], [f"{name}_logits"], keepdims=0),
             helper.make_node("Softmax", [f"{name}_logits"], [name], axis=1),
@@ -92,9 +92,9 @@ def toy_model(spec: ModelSpec = SPEC, factor: float = 1.0) -> ModelProto:
         ]
         outputs += [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", len(head.labels)]),
-            helper.make_tensor_value_info(name + MAP_SUFFIX, TensorProto.FLOAT, ["batch", len(head.labels), GRID, GRID]),
+            helper.make_tensor_value_info(name + MAP_SUFFIX, TensorProto.FLOAT, ["batch", len(head.labels), "rows", "columns"]),
         ]
-    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", SIZE, SIZE, 3])
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", *sides, 3])
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "toy", [pixels], outputs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

@@ -99,13 +99,13 @@ def turn(image: Image.Image, random: Random) -> Image.Image:
     if random.random() < 0.25:
         corner = image.getpixel((0, 0))
         image = image.rotate(random.uniform(-20, 20), Image.Resampling.BILINEAR, fillcolor=corner)
-    if random.random() < 0.1:
+    if random.random() < 0.15:
         image = image.rotate(90 * int(random.integers(1, 4)), expand=True)
     return image
 
 
 def recolour(image: Image.Image, random: Random) -> Image.Image:
-    """Change light, contrast, gamma, colour cast and saturation; sometimes greyscale, sepia or negative."""
+    """Change light, contrast, gamma, colour cast and saturation; sometimes greyscale, sepia, negative or halftone."""
     levels = np.arange(256) / 255
     tables = []
     gamma, contrast, light = math.exp(random.uniform(-0.45, 0.45)), random.uniform(0.65, 1.35), random.uniform(-0.15, 0.15)
@@ -119,8 +119,10 @@ def recolour(image: Image.Image, random: Random) -> Image.Image:
         return grey
     if style < 0.15:
         return Image.blend(grey, Image.new("RGB", image.size, (160, 110, 60)), random.uniform(0.15, 0.4))
-    if style < 0.16:
+    if style < 0.19:
         return image.point(lambda level: 255 - level)
+    if style < 0.22:
+        return grey.convert("1").convert("RGB")
     return Image.blend(grey, image, random.uniform(0.5, 1.4)) if style < 0.6 else image
 
 

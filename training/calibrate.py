@@ -29,7 +29,7 @@ from imgsafety.policy import parse_policy
 from training.heads import EXPOSED, OLDEST
 from training.manifest import ADULT, ATTIRE_VALUES, ManifestError, Row, load_manifest, manifest_sha256
 from training.measure import Values, rate
-from training.predict import open_scanner
+from training.predict import first_looks, open_scanner
 from training.settings import load_settings
 from training.split import read_fold
 
@@ -89,7 +89,7 @@ def main(
         raise click.UsageError(f"recipe {recipe!r} is not one of {', '.join(plan)}")
     scanner = open_scanner(model)
     try:
-        rows = [row for row in read_rows(data, split, settings.licences) if row.source not in settings.trust]
+        rows = read_rows(data, split, settings.licences)
         text = calibrate(scanner, rows, data, recipe, plan[recipe], target_miss, confidence)
     except (ManifestError, TooFewRowsError) as problem:
         raise click.ClickException(str(problem)) from problem
@@ -152,6 +152,16 @@ def calibrate(
             if chosen:
                 lines.append(f"{key} = {{ " + ", ".join(f"{score} = {value}" for score, value in chosen.items()) + " }")
         rules.append("[[rules]]\n" + "\n".join(lines))
+    if scanner.session.any_side and "cascade" in recipe:
+        first = first_looks(scanner, rows, data)
+        lines = ["# All below these in a first look at a quarter of the pixels: nobody looks again.", "[cascade]"]
+        for score, miss in recipe["cascade"].items():
+            most = min(threshold.value for (key, name, _), threshold in found.items() if (key, name) == ("when", score))
+            promise = ("cascade", score, target_miss or miss)
+            values = np.array([one.named[score] for one in first])
+            found[promise] = _threshold(rows, values, *promise, confidence, most=most)
+            lines.append(f"{score} = {found[promise].value}")
+        rules.append("\n".join(lines))
     header = _header(scanner, data, name, recipe["about"], confidence)
     record = "\n".join(_record(promise, threshold) for promise, threshold in found.items())
     return header + "\n" + "\n\n".join(rules) + "\n\n# What each threshold promises, and the pictures it rests on.\n" + record
@@ -173,17 +183,25 @@ def cases_of(rows: Sequence[Row], key: str, score: str) -> tuple[npt.NDArray[np.
 
 
 def _threshold(
-    rows: Sequence[Row], scores: Values, key: str, score: str, miss: float, confidence: float, false_alarms: float
+    rows: Sequence[Row],
+    scores: Values,
+    key: str,
+    score: str,
+    miss: float,
+    confidence: float,
+    false_alarms: float = 0.0,
+    most: float = 1.0,
 ) -> Threshold:
     cases, others = cases_of(rows, key, score)
     # `before_below` is a promise about high scores of clothed pictures: the same question, mirrored.
     sign = -1 if key == "before_below" else 1
     promised = certified_threshold(sign * scores[cases], miss, confidence, f"{key} {score}")
     # Where the promise leaves room, the room goes to finding more, as far as false alarms allow. Not for `before_below`: there
-    # it would find nothing more, and a picture that was exposed before would count as undressed when its score moves a little.
-    lowest = promised if sign < 0 else min(promised, affordable_threshold(sign * scores[others], false_alarms))
+    # it would find nothing more, and a picture that was exposed before would count as undressed when its score moves a little;
+    # nor for a first look, which may not settle at what a rule fires (`most`).
+    lowest = promised if key != "when" else min(promised, affordable_threshold(scores[others], false_alarms))
     # Rounded down, which finds more, so that the written number keeps the promise.
-    value = min(max(sign * math.floor(lowest * 10**DECIMALS) / 10**DECIMALS, 0.0), 1.0)
+    value = min(max(sign * math.floor(lowest * 10**DECIMALS) / 10**DECIMALS, 0.0), most)
     missed = int((sign * scores[cases] < sign * value).sum())
     bound = float(stats.beta.ppf(confidence, missed + 1, max(int(cases.sum()) - missed, 1)))
     flagged = rate(sign * scores[others] >= sign * value)

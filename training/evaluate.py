@@ -24,6 +24,7 @@ from training.tables import (
     age_tables,
     attire_tables,
     calibration_table,
+    cascade_table,
     changed_tables,
     edit_table,
     markdown,
@@ -71,8 +72,10 @@ def main(
         print(markdown(changed_tables(scanner, Measured(rows, Answers({})), policy, data, changed_rows)))
         return
     measured = Measured(rows, predict(scanner, rows, data))
-    tables = [*attire_tables(measured, policy), *age_tables(measured, policy), calibration_table(measured, settings)]
+    tables = [*attire_tables(measured, policy), *age_tables(measured, policy), calibration_table(measured)]
     tables.append(verdict_table(measured, policy))
+    if policy.cascade:
+        tables.append(cascade_table(scanner, measured, policy, data))
     if not quick:
         tables += [*changed_tables(scanner, measured, policy, data, changed_rows), edit_table(scanner, measured, policy, data)]
     print(markdown(tables))

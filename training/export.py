@@ -63,6 +63,8 @@ def export(network: Network, spec: ModelSpec, output: Path) -> float:
     with torch.no_grad():
         expected = network.answer(pixels)
     network.layers = nn.Sequential(fuse(network.layers))
+    for name, tower in network.towers.items():
+        network.towers[name] = nn.Sequential(fuse(tower))
     model = _to_onnx(network, pixels, spec)
     runtime = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     answers = runtime.run(None, {"pixels": pixels.numpy()})
@@ -83,7 +85,7 @@ def _to_onnx(network: Network, pixels: Tensor, spec: ModelSpec) -> onnx.ModelPro
             (pixels,),
             input_names=["pixels"],
             output_names=names + [name + MAP_SUFFIX for name in names],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+            dynamic_shapes={"pixels": {0: torch.export.Dim("batch"), 1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}},
             opset_version=OPSET,
             dynamo=True,
             verbose=False,

@@ -1,5 +1,9 @@
 """The network: a torchvision backbone, evidence per place, and one softmax over labels and places together.
 
+The first layers of the backbone are shared; of the last, each head has its own (a tower), because the heads want
+opposite things: attire is known from few pictures of few origins, and carries over to others as long as the features stay what
+ImageNet made them; years around 18 need features that ImageNet does not make.
+
 Each head is a 1x1 convolution over the last feature map. Its softmax runs over all labels *and* all places
 of the map at once; a label's probability is the sum over places. So every place competes with its
 evidence (which is attention and log-sum-exp pooling in one), a small person with strong evidence decides,
@@ -11,6 +15,7 @@ a map `(batch, labels, rows, columns)` that sums to them. Casting, mean and devi
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -31,22 +36,25 @@ class Network(nn.Module):
     """All heads on one backbone. `forward` gives pooled log-evidence for training, `answer` probabilities.
 
     padding: `torch` or `keras`; how the backbone's stride-2 convolutions are padded, which also tells what
-    range of pixels it was trained on.
+    range of pixels it was trained on. own_layers: how many of the last layers each head has for itself.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, layers: nn.Sequential, padding: str, dropout: float) -> None:
+    def __init__(self, layers: nn.Sequential, padding: str, dropout: float, own_layers: int = 0) -> None:
         super().__init__()
         if padding == "keras":
             _pad_like_keras(layers)
         mean, deviation = (KERAS_MEAN, KERAS_DEVIATION) if padding == "keras" else (IMAGENET_MEAN, IMAGENET_DEVIATION)
-        self.layers, self.padding = layers, padding
+        self.padding, self.own_layers = padding, own_layers
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1) * 255)
         self.dropout = nn.Dropout(dropout)
         channels = _channels(layers)
+        shared = len(layers) - own_layers
+        self.layers = layers[:shared]
+        self.towers = nn.ModuleDict({head.name: deepcopy(layers[shared:]) for head in HEADS})
         evidence = {head.name: nn.Conv2d(channels, len(head.labels), 1) for head in HEADS}
         for layer in evidence.values():
             nn.init.normal_(layer.weight, std=0.01)
@@ -56,9 +64,9 @@ class Network(nn.Module):
     def places(self, pixels: Tensor) -> Iterator[Tensor]:
         """Evidence `(batch, labels, rows, columns)` of each head in turn."""
         scaled = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.deviation
-        features = self.dropout(self.layers(scaled))
+        shared = self.layers(scaled)
         for head in HEADS:
-            yield self.evidence[head.name](features)
+            yield self.evidence[head.name](self.dropout(self.towers[head.name](shared)))
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Logits `(batch, labels)` of each head: log-sum-exp over places."""
@@ -75,19 +83,19 @@ class Network(nn.Module):
         return probabilities + maps
 
 
-def build(backbone: str, weights: Path | None, dropout: float, pretrained: bool = True) -> Network:
+def build(backbone: str, weights: Path | None, dropout: float, pretrained: bool = True, own_layers: int = 0) -> Network:
     """Build a network on any torchvision classifier.
 
     weights: a safetensors file of Keras MobileNetV2 weights; none takes torchvision's own (a download).
     """
     if weights is None:
         classifier = models.get_model(backbone, weights="DEFAULT" if pretrained else None)
-        return Network(_feature_layers(classifier), "torch", dropout)
+        return Network(_feature_layers(classifier), "torch", dropout, own_layers)
     if backbone != "mobilenet_v2":
         raise ValueError(f"the weights file holds mobilenet_v2, the settings ask for {backbone}")
     classifier = models.mobilenet_v2(num_classes=KERAS_CLASSES)
     classifier.load_state_dict(load_file(weights))
-    return Network(_feature_layers(classifier), "keras", dropout)
+    return Network(_feature_layers(classifier), "keras", dropout, own_layers)
 
 
 def load_network(path: Path) -> Network:
@@ -95,9 +103,16 @@ def load_network(path: Path) -> Network:
     with safe_open(path, framework="pt") as file:
         about = json.loads(file.metadata()["network"])
     classifier = models.get_model(about["backbone"], weights=None)
-    network = Network(_feature_layers(classifier), about["padding"], float(about["dropout"]))
+    network = Network(_feature_layers(classifier), about["padding"], float(about["dropout"]), about.get("own_layers", 0))
     network.load_state_dict(load_file(path))
     return network
+
+
+def graft(network: Network, other: Network, head: str) -> None:
+    """Give a head of `network` the tower and the evidence that it has in `other`, whose towers are not longer."""
+    whole = nn.Sequential(*other.layers, *other.towers.get_submodule(head))
+    network.towers[head] = deepcopy(whole[len(network.layers) :])
+    network.evidence[head] = deepcopy(other.evidence[head])
 
 
 def _feature_layers(classifier: nn.Module) -> nn.Sequential:
@@ -147,7 +162,7 @@ def restore_norms(network: Network, pixels: Tensor) -> None:
         variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
         statistics[norm] = (mean, variance)
 
-    norms = [layer for layer in network.layers.modules() if isinstance(layer, nn.BatchNorm2d)]
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
     network.eval()(pixels)
     for hook in hooks:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from imgsafety import Policy, Scanner, Scores
 from imgsafety.decode import Limits, decode
+from imgsafety.preprocess import halve, to_pixels
 from imgsafety.session import Session
 from training.heads import AGE, ATTIRE
 from training.manifest import Row
@@ -57,3 +58,10 @@ def _answer(looks: Sequence[Scores], head: str, name: str) -> list[float]:
 def read_image(row: Row, folder: Path, size: int = 0) -> Image.Image:
     """Decode the picture of one row: at full size, or as the scanner does for a model of this side."""
     return decode((folder / row.path).read_bytes(), Limits(frames=1), size)[0].image
+
+
+def first_looks(scanner: Scanner, rows: Sequence[Row], data: Path) -> list[Scores]:
+    """What a cascade sees first of every row's picture."""
+    size, session = scanner.session.spec.size, scanner.session
+    pixels = (to_pixels(read_image(row, data, size), size) for row in rows)
+    return [session.run(halve(one[np.newaxis]))[0] for one in pixels]

@@ -40,6 +40,10 @@ class Settings:
     trust: dict[str, float]
     licences: dict[str, str]
     plain_faces: float = 0.6
+    halve_every: int = 0
+    own_layers: int = 0
+    frozen_heads: tuple[str, ...] = ()
+    grafted: tuple[str, ...] = ()
 
 
 def load_settings(path: Path) -> Settings:

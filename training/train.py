@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import DataLoader, Subset
 
+from imgsafety.preprocess import halve
 from training.data import Examples, draw_rows
 from training.heads import AGE
 from training.manifest import ADULT, Row
-from training.model import Network, build, has_folded_norms, load_network, restore_norms
+from training.model import Network, build, graft, has_folded_norms, load_network, restore_norms
 from training.settings import Settings, load_settings
 from training.split import read_fold
 
@@ -63,17 +64,20 @@ def main(
     torch.manual_seed(settings.seed)
     if start is not None:
         network = load_network(start)
-    else:
-        network = build(settings.backbone, imagenet, settings.dropout, pretrained=not no_pretraining)
+    if start is None or settings.grafted:
+        fresh = build(settings.backbone, imagenet, settings.dropout, not no_pretraining, settings.own_layers)
+        if has_folded_norms(fresh):
+            restore_norms(fresh, _plain_pixels(rows, data, settings))
+        for head in settings.grafted if start is not None else ():
+            graft(fresh, network, head)
+        network = fresh
     train(network, rows, data, output, settings, device)
 
 
 def train(network: Network, rows: list[Row], data: Path, output: Path, settings: Settings, device: str) -> None:
     """Run every stage, from the checkpoint in `output` if there is one; write `network.safetensors`."""
-    if has_folded_norms(network.layers):
-        restore_norms(network, _plain_pixels(rows, data, settings))
     network.to(device).to(memory_format=torch.channels_last)
-    freeze(network, settings.frozen_layers)
+    freeze(network, settings)
     average = AveragedModel(network, avg_fn=get_ema_avg_fn(settings.average), use_buffers=True)
     optimizer = _optimizer(network, settings)
     sources = sorted({row.source for row in rows})
@@ -81,6 +85,8 @@ def train(network: Network, rows: list[Row], data: Path, output: Path, settings:
     started = time.monotonic()
     for step, (pixels, attire, age, trust) in _batches(rows, data, settings, done):
         _set_rate(optimizer, settings, step)
+        if settings.halve_every and step % settings.halve_every == 0:
+            pixels = torch.from_numpy(halve(pixels.numpy()))
         logits = network(pixels.to(device))
         losses = [head_loss(logits[0], attire.to(device), trust.to(device)), head_loss(logits[1], age.to(device), trust.to(device))]
         losses.append(settings.age_error_weight * expected_age_loss(logits[1], age.to(device)))
@@ -135,10 +141,11 @@ def minor_loss(logits: Tensor, weights: Tensor) -> Tensor:
     return (losses * exact).sum() / exact.sum().clamp(min=1)
 
 
-def freeze(network: Network, count: int) -> None:
-    """Keep the first `count` layers of the backbone as they are, also their batch statistics."""
+def freeze(network: Network, settings: Settings) -> None:
+    """Keep the first layers of the backbone and the towers of `frozen_heads` as they are, also their batch statistics."""
     network.train()
-    for layer in network.layers[:count]:
+    kept = [*network.layers[: settings.frozen_layers], *(network.towers[head] for head in settings.frozen_heads)]
+    for layer in kept:
         layer.requires_grad_(False)
         layer.train(False)
 
@@ -148,6 +155,7 @@ def save_network(network: nn.Module, path: Path, settings: Settings) -> None:
     assert isinstance(network, Network)
     tensors = {name: value.half() if value.is_floating_point() else value for name, value in network.state_dict().items()}
     about = {"backbone": settings.backbone, "padding": network.padding, "dropout": str(settings.dropout)}
+    about |= {"own_layers": network.own_layers}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, path, {"network": json.dumps(about)})
 
@@ -172,8 +180,9 @@ def _total_steps(settings: Settings) -> int:
 
 
 def _optimizer(network: Network, settings: Settings) -> torch.optim.Optimizer:
+    backbone = [*network.layers.parameters(), *network.towers.parameters()]
     groups = [
-        {"params": [p for p in network.layers.parameters() if p.requires_grad], "scale": BACKBONE_RATE},
+        {"params": [one for one in backbone if one.requires_grad], "scale": BACKBONE_RATE},
         {"params": list(network.evidence.parameters()), "scale": 1.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)

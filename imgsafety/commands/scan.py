@@ -52,6 +52,11 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--batch-size", type=click.IntRange(1), default=DEFAULT_BATCH_SIZE, show_default=True, help="Pictures per call of the model."
 )
 @click.option("--workers", type=click.IntRange(1), help="Threads; default: one per core.")
+@click.option(
+    "--cascade",
+    is_flag=True,
+    help="Look at a quarter of the pixels first, and at all only where that does not settle it: faster, misses a little more.",
+)
 @selection_options
 @click.option(
     "--format",
