@@ -110,7 +110,9 @@ def load_network(path: Path) -> Network:
 
 def graft(network: Network, other: Network, head: str) -> None:
     """Give a head of `network` the tower and the evidence that it has in `other`, whose towers are not longer."""
-    whole = nn.Sequential(*other.layers, *other.towers.get_submodule(head))
+    tower = other.towers[head]
+    assert isinstance(tower, nn.Sequential)
+    whole = nn.Sequential(*other.layers, *tower)
     network.towers[head] = deepcopy(whole[len(network.layers) :])
     network.evidence[head] = deepcopy(other.evidence[head])
 

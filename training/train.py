@@ -154,8 +154,8 @@ def save_network(network: nn.Module, path: Path, settings: Settings) -> None:
     """Write weights as safetensors, with what is needed to build the network again in the metadata."""
     assert isinstance(network, Network)
     tensors = {name: value.half() if value.is_floating_point() else value for name, value in network.state_dict().items()}
-    about = {"backbone": settings.backbone, "padding": network.padding, "dropout": str(settings.dropout)}
-    about |= {"own_layers": network.own_layers}
+    about: dict[str, str | int] = {"backbone": settings.backbone, "padding": network.padding, "dropout": str(settings.dropout)}
+    about["own_layers"] = network.own_layers
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, path, {"network": json.dumps(about)})
 

@@ -30,6 +30,9 @@ def info(**settings: Any) -> int:
         when = [f"{name} >= {threshold:g}" for name, threshold in rule.when.items()]
         when += [f"{name} < {threshold:g} in the picture that came in" for name, threshold in rule.before_below.items()]
         click.echo(f"  {rule.verdict:<9}  {rule.name}: {' and '.join(when)}")
+    if policy.cascade:
+        below = " and ".join(f"{name} < {value:g}" for name, value in policy.cascade.items())
+        click.echo(f"  settled    by the first look of --cascade: {below}")
     click.echo(f"provider     {session.provider}")
     click.echo(f"versions     onnxruntime {onnxruntime.__version__}, numpy {numpy.__version__}, pillow {PIL.__version__}")
     return NOTHING_FLAGGED
