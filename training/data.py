@@ -84,9 +84,10 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, float]]):
         seed: int,
         trust: dict[str, float],
         plain_faces: float = 0.6,
+        plain_scenes: float = 0.0,
     ) -> None:
         self.rows, self.draws, self.folder, self.size, self.seed, self.trust = rows, draws, folder, size, seed, trust
-        self.plain_faces = plain_faces
+        self.plain = {"face": plain_faces, "scene": plain_scenes, "object": plain_scenes}
         grounds = [row for row in rows if row.framing in ("scene", "object") and not row.exposed]
         self.any_ground = grounds
         self.adult_ground = [row for row in grounds if row.adults_or_nobody]
@@ -97,7 +98,7 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, float]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, float]:
         random = np.random.default_rng((self.seed, index))
         row = self.rows[self.draws[index]]
-        if row.framing == "face" and random.random() < self.plain_faces:
+        if random.random() < self.plain.get(row.framing, 0.0):
             example = read_example(row, self.folder, self.size)
             image = augment.change_lightly(example.image, random)
         else:

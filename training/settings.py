@@ -40,6 +40,7 @@ class Settings:
     trust: dict[str, float]
     licences: dict[str, str]
     plain_faces: float = 0.6
+    plain_scenes: float = 0.0
     halve_every: int = 0
     own_layers: int = 0
     frozen_heads: tuple[str, ...] = ()
