@@ -138,16 +138,16 @@ def calibrate(
     rows = [row for row, _ in readable]
     asked = {score for rule in recipe["rules"] for key in CONDITIONS for score in rule.get(key, {})}
     scores = {name: np.array([max(look.named[name] for look in looks) for _, looks in readable]) for name in asked}
-    found: dict[tuple[str, str, float], Threshold] = {}
+    found: dict[tuple[str, str, float, float], Threshold] = {}
     rules = []
     for rule in recipe["rules"]:
         lines = [f'name = "{rule["name"]}"', f'verdict = "{rule["verdict"]}"']
         for key in CONDITIONS:
             chosen = {}
             for score, miss in rule.get(key, {}).items():
-                promise = (key, score, target_miss or miss)
+                promise = (key, score, target_miss or miss, rule.get("false_alarms", recipe["false_alarms"]))
                 if promise not in found:
-                    found[promise] = _threshold(rows, scores[score], *promise, confidence, recipe["false_alarms"])
+                    found[promise] = _threshold(rows, scores[score], *promise, confidence)
                 chosen[score] = found[promise].value
             if chosen:
                 lines.append(f"{key} = {{ " + ", ".join(f"{score} = {value}" for score, value in chosen.items()) + " }")
@@ -156,8 +156,8 @@ def calibrate(
         first = first_looks(scanner, rows, data)
         lines = ["# All below these in a first look at a quarter of the pixels: nobody looks again.", "[cascade]"]
         for score, miss in recipe["cascade"].items():
-            most = min(threshold.value for (key, name, _), threshold in found.items() if (key, name) == ("when", score))
-            promise = ("cascade", score, target_miss or miss)
+            most = min(threshold.value for (key, name, *_), threshold in found.items() if (key, name) == ("when", score))
+            promise = ("cascade", score, target_miss or miss, 0.0)
             values = np.array([one.named[score] for one in first])
             found[promise] = _threshold(rows, values, *promise, confidence, most=most)
             lines.append(f"{score} = {found[promise].value}")
@@ -188,8 +188,8 @@ def _threshold(
     key: str,
     score: str,
     miss: float,
+    false_alarms: float,
     confidence: float,
-    false_alarms: float = 0.0,
     most: float = 1.0,
 ) -> Threshold:
     cases, others = cases_of(rows, key, score)
@@ -255,8 +255,8 @@ def _folder_sha256(data: Path) -> str:
     return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
 
-def _record(promise: tuple[str, str, float], threshold: Threshold) -> str:
-    key, score, miss = promise
+def _record(promise: tuple[str, str, float, float], threshold: Threshold) -> str:
+    key, score, miss, _ = promise
     return f'''
 [[calibration.promise]]
 condition = "{key}"
