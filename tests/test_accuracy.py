@@ -42,7 +42,7 @@ def test_minimal_attire_is_ranked_on_sports_photographs_alone(held_out: Measured
 def test_minors_are_ranked_above_adults(held_out: Measured) -> None:
     faces = held_out.take(~np.isnan(held_out.exact_age))
     minor = faces.exact_age < 18
-    assert auroc(faces.under(18)[minor], faces.under(18)[~minor]) >= 0.985
+    assert auroc(faces.under(18)[minor], faces.under(18)[~minor]) >= 0.98
 
 
 def test_apparent_age_is_near_the_labelled_age(held_out: Measured) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from training import calibrate, evaluate, export, mix, temperature, train  # noqa: E402
 from training.heads import AGE, ATTIRE, age_distribution, attire_target  # noqa: E402
-from training.model import build, graft, has_folded_norms, load_network, restore_norms  # noqa: E402
+from training.model import build, graft, has_folded_norms, load_network, path_of, restore_norms  # noqa: E402
 from training.onnx_file import read_spec  # noqa: E402
 from training.settings import load_settings  # noqa: E402
 
@@ -127,6 +127,20 @@ def test_a_mix_lies_between_two_networks(killed, tmp_path):
     expected = 0.25 * before[name].float() + 0.75 * after[name].float()
     assert torch.allclose(between[name].float(), expected, atol=1e-3) and not torch.equal(between[name], after[name])
     assert load_network(mixed).padding == "torch"
+
+
+def test_mixing_one_head_leaves_the_other_as_it_was(killed, tmp_path):
+    other, mixed = tmp_path / "other.safetensors", tmp_path / "mixed.safetensors"
+    train.save_network(build("mobilenet_v2", None, 0.0, pretrained=False), other, load_settings(SMOKE))
+    words = ["--before", killed / "network.safetensors", "--after", other, "--share", 0.5, "--head", "age", "--own-layers", 4]
+    result = CliRunner().invoke(mix.main, list(map(str, [*words, "--output", mixed])), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    before, after, between = (load_network(path).eval() for path in (killed / "network.safetensors", other, mixed))
+    assert between.own_layers == 4
+    with torch.no_grad():
+        assert torch.allclose(between(PIXELS)[0], before(PIXELS)[0], atol=1e-3)
+    weights = [path_of(network, "age")[18][0].weight for network in (before, after, between)]
+    assert torch.allclose((weights[0] + weights[1]) / 2, weights[2], atol=1e-3) and not torch.equal(weights[0], weights[2])
 
 
 def test_a_left_out_source_is_measured_whole(model, killed, data):

@@ -1,14 +1,21 @@
 """Average two networks, weight by weight: `python -m training.mix --before A --after B --share 0.85 --output C`.
 
-For a network B that was trained on from A on part of the data. On the straight line between the two lie networks
-that keep most of what B learned and forget less of what A knew (Wortsman et al. 2022, robust fine-tuning).
+For a network B that was trained on from A, or both from the same, on other data or in other ways. On the straight line between
+the two lie networks that keep most of what B learned and forget less of what A knew (Wortsman et al. 2022, robust fine-tuning).
+With `--head` only that head's own layers are mixed, and everything else is A's; `--own-layers` says how many these are to be.
 """
 
+import json
+from copy import deepcopy
 from pathlib import Path
 
 import click
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training.heads import HEADS
+from training.model import Network, graft, load_network, path_of
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -17,16 +24,40 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--before", type=FILE, required=True, help="network.safetensors that training started from.")
 @click.option("--after", type=FILE, required=True, help="network.safetensors that it ended with.")
 @click.option("--share", type=click.FloatRange(0, 1), required=True, help="Of the second in the mix.")
+@click.option("--head", type=click.Choice([head.name for head in HEADS]), help="Mix only the path of this head.")
+@click.option("--own-layers", type=click.IntRange(0), default=0, help="Last layers that each head has for itself in the mix.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The network.safetensors to write.")
-def main(before: Path, after: Path, share: float, output: Path) -> None:
-    first, second = load_file(before), load_file(after)
-    if {name: value.shape for name, value in first.items()} != {name: value.shape for name, value in second.items()}:
-        raise click.ClickException(f"{before} and {after} are not weights of the same network")
-    with safe_open(after, framework="pt") as file:
-        about = file.metadata()
-    mixed = {name: first[name].float().lerp(value.float(), share).to(value.dtype) for name, value in second.items()}
+def main(before: Path, after: Path, share: float, head: str | None, own_layers: int, output: Path) -> None:
+    with safe_open(before if head else after, framework="pt") as file:
+        about = json.loads(file.metadata()["network"])
+    if head:
+        mixed = mix_head(load_network(before), load_network(after), head, share, own_layers).state_dict()
+        about["own_layers"] = own_layers
+    else:
+        first, second = load_file(before), load_file(after)
+        if {name: value.shape for name, value in first.items()} != {name: value.shape for name, value in second.items()}:
+            raise click.ClickException(f"{before} and {after} are not weights of the same network")
+        mixed = between(first, second, share)
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in mixed.items()}
     output.parent.mkdir(parents=True, exist_ok=True)
-    save_file(mixed, output, about)
+    save_file({name: value.contiguous() for name, value in halves.items()}, output, {"network": json.dumps(about)})
+
+
+def mix_head(first: Network, second: Network, head: str, share: float, own_layers: int) -> Network:
+    """Return `first` with the last `own_layers` layers of one head mixed with those of `second`."""
+    network = Network(path_of(first, head), first.padding, first.dropout.p, own_layers)
+    for one in HEADS:
+        graft(network, first, one.name)
+    theirs = deepcopy(network)
+    graft(theirs, second, head)
+    for ours, other in ((network.towers, theirs.towers), (network.evidence, theirs.evidence)):
+        ours[head].load_state_dict(between(ours[head].state_dict(), other[head].state_dict(), share))
+    return network
+
+
+def between(first: dict[str, Tensor], second: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """The weights at `share` of the way from the first to the second."""
+    return {name: first[name].float().lerp(value.float(), share).to(value.dtype) for name, value in second.items()}
 
 
 if __name__ == "__main__":

@@ -108,12 +108,16 @@ def load_network(path: Path) -> Network:
     return network
 
 
-def graft(network: Network, other: Network, head: str) -> None:
-    """Give a head of `network` the tower and the evidence that it has in `other`, whose towers are not longer."""
-    tower = other.towers[head]
+def path_of(network: Network, head: str) -> nn.Sequential:
+    """Every layer from the picture to the features of one head."""
+    tower = network.towers[head]
     assert isinstance(tower, nn.Sequential)
-    whole = nn.Sequential(*other.layers, *tower)
-    network.towers[head] = deepcopy(whole[len(network.layers) :])
+    return nn.Sequential(*network.layers, *tower)
+
+
+def graft(network: Network, other: Network, head: str) -> None:
+    """Give a head of `network` the layers and the evidence that it has in `other`, whatever part of them is shared there."""
+    network.towers[head] = deepcopy(path_of(other, head)[len(network.layers) :])
     network.evidence[head] = deepcopy(other.evidence[head])
 
 
@@ -135,7 +139,7 @@ def _pad_like_keras(layers: nn.Module) -> None:
     """TensorFlow pads a stride-2 convolution at right and bottom only; torchvision on every side."""
     for parent in list(layers.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d) and child.stride == (2, 2) and child.kernel_size == (3, 3):
+            if isinstance(child, nn.Conv2d) and child.stride == (2, 2) and child.kernel_size == (3, 3) and child.padding != (0, 0):
                 child.padding = (0, 0)
                 setattr(parent, name, nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), child))
 
