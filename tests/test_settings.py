@@ -9,7 +9,7 @@ from training.settings import load_settings
 FOLDER = Path(__file__).parents[1] / "training"
 
 
-@pytest.mark.parametrize("name", ["settings.toml", "faces.toml", "smoke.toml"])
+@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("*.toml") if path.name != "recipes.toml"))
 def test_shipped_settings_can_be_read(name: str) -> None:
     assert load_settings(FOLDER / name).stages
 
@@ -18,6 +18,12 @@ def test_a_file_with_a_base_changes_only_what_it_names() -> None:
     base, faces = load_settings(FOLDER / "settings.toml"), load_settings(FOLDER / "faces.toml")
     assert faces.stages != base.stages
     assert (faces.shares, faces.licences, faces.size) == (base.shares, base.licences, base.size)
+
+
+def test_shares_that_a_file_does_not_name_are_those_of_its_base() -> None:
+    base, towers = load_settings(FOLDER / "faces.toml"), load_settings(FOLDER / "towers.toml")
+    assert towers.shares["coco_flickr"] != base.shares["coco_flickr"]
+    assert towers.shares.keys() == base.shares.keys() and towers.shares["hands_digits"] == base.shares["hands_digits"]
 
 
 def test_an_unknown_setting_is_named(tmp_path: Path) -> None:

@@ -5,17 +5,15 @@ the two lie networks that keep most of what B learned and forget less of what A 
 With `--head` only that head's own layers are mixed, and everything else is A's; `--own-layers` says how many these are to be.
 """
 
-import json
 from copy import deepcopy
 from pathlib import Path
 
 import click
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from training.heads import HEADS
-from training.model import Network, graft, load_network, path_of
+from training.model import Network, graft, load_network, path_of, read_about, save_weights
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -28,8 +26,7 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--own-layers", type=click.IntRange(0), default=0, help="Last layers that each head has for itself in the mix.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The network.safetensors to write.")
 def main(before: Path, after: Path, share: float, head: str | None, own_layers: int, output: Path) -> None:
-    with safe_open(before if head else after, framework="pt") as file:
-        about = json.loads(file.metadata()["network"])
+    about = read_about(before if head else after)
     if head:
         mixed = mix_head(load_network(before), load_network(after), head, share, own_layers).state_dict()
         about["own_layers"] = own_layers
@@ -38,9 +35,7 @@ def main(before: Path, after: Path, share: float, head: str | None, own_layers: 
         if {name: value.shape for name, value in first.items()} != {name: value.shape for name, value in second.items()}:
             raise click.ClickException(f"{before} and {after} are not weights of the same network")
         mixed = between(first, second, share)
-    halves = {name: value.half() if value.is_floating_point() else value for name, value in mixed.items()}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in halves.items()}, output, {"network": json.dumps(about)})
+    save_weights(mixed, about, output)
 
 
 def mix_head(first: Network, second: Network, head: str, share: float, own_layers: int) -> Network:

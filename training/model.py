@@ -14,13 +14,14 @@ a map `(batch, labels, rows, columns)` that sums to them. Casting, mean and devi
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision import models
 
@@ -98,10 +99,23 @@ def build(backbone: str, weights: Path | None, dropout: float, pretrained: bool 
     return Network(_feature_layers(classifier), "keras", dropout, own_layers)
 
 
+def save_weights(weights: Mapping[str, Tensor], about: Mapping[str, Any], path: Path) -> None:
+    """Write weights in half precision as safetensors, with what `load_network` needs to build the network in the metadata."""
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous().cpu() for name, value in halves.items()}, path, {"network": json.dumps(about)})
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """Return what a file of `save_weights` says of its network."""
+    with safe_open(path, framework="pt") as file:
+        about: dict[str, Any] = json.loads(file.metadata()["network"])
+    return about
+
+
 def load_network(path: Path) -> Network:
     """Build the network that `training.train` saved as `network.safetensors`."""
-    with safe_open(path, framework="pt") as file:
-        about = json.loads(file.metadata()["network"])
+    about = read_about(path)
     classifier = models.get_model(about["backbone"], weights=None)
     network = Network(_feature_layers(classifier), about["padding"], float(about["dropout"]), about.get("own_layers", 0))
     network.load_state_dict(load_file(path))

@@ -65,4 +65,5 @@ def _flat(path: Path) -> dict[str, Any]:
     base = _flat(path.with_name(table.pop("base"))) if "base" in table else {}
     settings = {key: value for key, value in table.items() if key not in ("model", "train")}
     merged: dict[str, Any] = base | settings | table.get("model", {}) | table.get("train", {})
+    merged["shares"] = base.get("shares", {}) | table.get("shares", {})
     return merged

@@ -5,7 +5,6 @@ trains on the `train` fold alone. Writes `checkpoint.pt` (a stopped run goes on 
 `network.safetensors`, the moving average of the weights, for `training.export`.
 """
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import DataLoader, Subset
@@ -23,7 +21,7 @@ from imgsafety.preprocess import halve
 from training.data import Examples, draw_rows
 from training.heads import AGE
 from training.manifest import ADULT, Row
-from training.model import Network, build, graft, has_folded_norms, load_network, restore_norms
+from training.model import Network, build, graft, has_folded_norms, load_network, restore_norms, save_weights
 from training.settings import Settings, load_settings
 from training.split import read_fold
 
@@ -151,13 +149,10 @@ def freeze(network: Network, settings: Settings) -> None:
 
 
 def save_network(network: nn.Module, path: Path, settings: Settings) -> None:
-    """Write weights as safetensors, with what is needed to build the network again in the metadata."""
+    """Write the weights of a network that these settings describe."""
     assert isinstance(network, Network)
-    tensors = {name: value.half() if value.is_floating_point() else value for name, value in network.state_dict().items()}
-    about: dict[str, str | int] = {"backbone": settings.backbone, "padding": network.padding, "dropout": str(settings.dropout)}
-    about["own_layers"] = network.own_layers
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, path, {"network": json.dumps(about)})
+    about = {"backbone": settings.backbone, "padding": network.padding, "dropout": str(settings.dropout)}
+    save_weights(network.state_dict(), {**about, "own_layers": network.own_layers}, path)
 
 
 def _batches(rows: list[Row], data: Path, settings: Settings, done: int) -> Iterator[tuple[int, list[Tensor]]]:
