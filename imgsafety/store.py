@@ -323,8 +323,9 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn what SQLite raises into an error that says what to do."""
     try:
         yield
-    except (sqlite3.Error, UnicodeDecodeError) as problem:  # SQLite's own words quote damaged names
-        text = str(problem)
+    # SQLite's own words quote damaged names, and a damaged length asks for more memory than there is.
+    except (sqlite3.Error, UnicodeDecodeError, MemoryError) as problem:
+        text = str(problem) or "out of memory; either the file is damaged or this machine has too little left"
         if "full" in text or "disk I/O" in text:
             text = f"{text}; what was stored stays valid: free some space and give the same command again"
         elif "not a database" in text:

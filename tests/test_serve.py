@@ -24,7 +24,6 @@ from tests.toy import write_toy_model
 
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 httpx = pytest.importorskip("httpx", reason="the extra [dev] is not installed")
-pytest.importorskip("schemathesis", reason="the extra [dev] is not installed")
 
 import uvicorn  # noqa: E402  after the skips
 from starlette.formparsers import MultiPartParser  # noqa: E402
@@ -309,6 +308,7 @@ def test_the_description_has_every_endpoint_and_a_page(client):
 
 
 def test_schemathesis_finds_no_answer_that_the_description_does_not_promise(client, tmp_path):
+    pytest.importorskip("schemathesis", reason="the extra [dev] is not installed")
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     options = ["--checks", checks, "--max-examples", "20", "--seed", "1", "--no-color", "--phases", "coverage,fuzzing"]
     command = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run"]

@@ -18,6 +18,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -204,7 +205,7 @@ class _Service:
         parser = _InMemory(request.headers, self._bounded(request), max_files=most, max_fields=0)
         try:
             form = await parser.parse()
-        except (MultiPartException, UnicodeDecodeError) as problem:
+        except (MultiPartException, FormParserError, UnicodeDecodeError) as problem:  # older Starlettes let the second pass
             raise HTTPException(400, f"the multipart body cannot be read: {problem}") from problem
         try:
             files = [(name, file) for name, file in form.multi_items() if isinstance(file, UploadFile)]

@@ -68,6 +68,11 @@ def test_a_run_whose_damage_sqlite_quotes():
     fuzz_run(make_run().replace(b"CREATE TABLE facts", b"CREATE T\x80BLE facts"))
 
 
+def test_a_run_whose_damage_asks_sqlite_for_too_much_memory():
+    before_a_record = make_run().index(b"indexsqlite_autoindex_facts_1") - 8  # the lengths of its columns
+    fuzz_run(damaged(make_run(), before_a_record, b"\xff" * 8))
+
+
 @pytest.mark.parametrize("text", [b"a=" + b"[" * 100_000, b"a=" + b"{b=" * 100_000, b"a=" + b"9" * 5000])
 def test_policies_that_broke_the_parser(text):
     fuzz_policy(text)
