@@ -37,6 +37,7 @@ HERE = Path(__file__).parent
 FOLDER_AGES = {"minor": (0.0, ADULT - 1.0), "adult": (float(ADULT), float(OLDEST))}
 DECIMALS = 4
 CONDITIONS = ("when", "before_below")  # of a rule, each with a share of misses per score
+Promise = tuple[str, str, float, float]  # condition, score, share of misses, share of false alarms
 
 
 class TooFewRowsError(Exception):
@@ -138,7 +139,7 @@ def calibrate(
     rows = [row for row, _ in readable]
     asked = {score for rule in recipe["rules"] for key in CONDITIONS for score in rule.get(key, {})}
     scores = {name: np.array([max(look.named[name] for look in looks) for _, looks in readable]) for name in asked}
-    found: dict[tuple[str, str, float, float], Threshold] = {}
+    found: dict[Promise, Threshold] = {}
     rules = []
     for rule in recipe["rules"]:
         lines = [f'name = "{rule["name"]}"', f'verdict = "{rule["verdict"]}"']
@@ -153,18 +154,31 @@ def calibrate(
                 lines.append(f"{key} = {{ " + ", ".join(f"{score} = {value}" for score, value in chosen.items()) + " }")
         rules.append("[[rules]]\n" + "\n".join(lines))
     if scanner.session.any_side and "cascade" in recipe:
-        first = first_looks(scanner, rows, data)
-        lines = ["# All below these in a first look at a quarter of the pixels: nobody looks again.", "[cascade]"]
-        for score, miss in recipe["cascade"].items():
-            most = min(threshold.value for (key, name, *_), threshold in found.items() if (key, name) == ("when", score))
-            promise = ("cascade", score, target_miss or miss, 0.0)
-            values = np.array([one.named[score] for one in first])
-            found[promise] = _threshold(rows, values, *promise, confidence, most=most)
-            lines.append(f"{score} = {found[promise].value}")
-        rules.append("\n".join(lines))
+        rules.append(_cascade(scanner, rows, data, recipe["cascade"], target_miss, confidence, found))
     header = _header(scanner, data, name, recipe["about"], confidence)
     record = "\n".join(_record(promise, threshold) for promise, threshold in found.items())
     return header + "\n" + "\n\n".join(rules) + "\n\n# What each threshold promises, and the pictures it rests on.\n" + record
+
+
+def _cascade(
+    scanner: Scanner,
+    rows: Sequence[Row],
+    data: Path,
+    recipe: dict[str, float],
+    target_miss: float | None,
+    confidence: float,
+    found: dict[Promise, Threshold],
+) -> str:
+    """The `[cascade]` table, with thresholds no higher than the lowest of the rules in `found`; its own are added there."""
+    first = first_looks(scanner, rows, data)
+    lines = ["# All below these in a first look at a quarter of the pixels: nobody looks again.", "[cascade]"]
+    for score, miss in recipe.items():
+        most = min(threshold.value for (key, name, *_), threshold in found.items() if (key, name) == ("when", score))
+        promise = ("cascade", score, target_miss or miss, 0.0)
+        values = np.array([one.named[score] for one in first])
+        found[promise] = _threshold(rows, values, *promise, confidence, most=most)
+        lines.append(f"{score} = {found[promise].value}")
+    return "\n".join(lines)
 
 
 def cases_of(rows: Sequence[Row], key: str, score: str) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -255,7 +269,7 @@ def _folder_sha256(data: Path) -> str:
     return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
 
-def _record(promise: tuple[str, str, float, float], threshold: Threshold) -> str:
+def _record(promise: Promise, threshold: Threshold) -> str:
     key, score, miss, _ = promise
     return f'''
 [[calibration.promise]]

@@ -85,7 +85,7 @@ def _to_onnx(network: Network, pixels: Tensor, spec: ModelSpec) -> onnx.ModelPro
             (pixels,),
             input_names=["pixels"],
             output_names=names + [name + MAP_SUFFIX for name in names],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("batch"), 1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}},
+            dynamic_shapes={"pixels": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}},
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
