@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from imgsafety.cli import cli
 
@@ -86,9 +88,22 @@ def test_every_command_and_option_has_a_help_text():
     assert silent == [] and all(command.help for command in cli.commands.values())
 
 
-def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed():
-    allowed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    tested = (ROOT / ".ci" / "lowest.txt").read_text(encoding="utf-8").splitlines()[1:]
-    assert [line.partition(";")[0].replace("==", ">=").removesuffix(".0") for line in tested] == [
-        entry.removesuffix(".0") for entry in allowed
-    ]
+def lowest(requirements):
+    """The least version of each package that requirements allow."""
+    found = [Requirement(entry) for entry in requirements]
+    return {entry.name: min(Version(one.version) for one in entry.specifier if one.operator in (">=", "==")) for entry in found}
+
+
+@pytest.mark.parametrize(
+    ("file", "core", "extras"),
+    [
+        ("lowest.txt", True, ("parquet", "report", "serve", "watch")),
+        ("lowest-torch.txt", False, ("diffusers", "parquet", "ray", "train")),
+    ],
+)
+def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed(file, core, extras):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    optional = [entry for name in extras for entry in project["optional-dependencies"][name]]
+    allowed = optional + (project["dependencies"] if core else [])
+    tested = (ROOT / ".ci" / file).read_text(encoding="utf-8").splitlines()
+    assert lowest(line for line in tested if not line.startswith("#")) == lowest(allowed)
