@@ -2,7 +2,7 @@
 
 Throughput from files on disk to verdicts (by batch size and workers, and as a cascade), share of each stage, latency of one
 picture, cold start and peak memory; with `--peers` NudeNet on the same files, in turns with ours. `--side 1024` first makes
-square JPEGs of that side from the folder's pictures, in a temporary folder. Needs `pip install '.[bench]'`.
+square JPEGs of that side from the folder's pictures, in a temporary folder. Needs matplotlib for `--plot` (the extra `report`).
 """
 
 import json
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from datetime import date
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ FIRST_VERDICT = "from imgsafety import Scanner; import sys; print(Scanner().chec
 # Linux keeps ru_maxrss of the parent across exec; VmHWM is the new process's own.
 PEAK = "print(next(int(line.split()[1]) // 1024 for line in open('/proc/self/status') if line.startswith('VmHWM')))"
 SCAN_ALL = "import sys; from imgsafety import Scanner; [None for _ in Scanner().scan(sys.argv[1:])]; "
-Rows = list[tuple[str, ...]]
 
 
 @click.command(help=__doc__)
@@ -68,7 +68,7 @@ def main(
     plot: Path | None,
 ) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        files = [file for file, _ in zip(find_images([folder]), range(count), strict=False)]
+        files = list(islice((file for file in find_images([folder]) if isinstance(file, Path)), count))  # no members of archives
         if side:
             files = make_pictures(files, Path(scratch), side, ending)
         figures: dict[str, Any] = {

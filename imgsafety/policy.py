@@ -51,7 +51,8 @@ class Policy:
     """Named rules for the scores of one model; `sha256` is that of the TOML text.
 
     cascade: score name to the value below which a first look at few pixels settles that no rule will fire; empty
-    when the policy was not calibrated for that.
+    when the policy was not calibrated for that. model_sha256: of the model's file that it was calibrated for; empty when
+    it was not calibrated.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Policy:
     rules: tuple[Rule, ...]
     sha256: str = ""
     cascade: Mapping[str, float] = field(default_factory=dict)
+    model_sha256: str = ""
 
     @property
     def score_names(self) -> frozenset[str]:
@@ -97,7 +99,11 @@ def parse_policy(text: str, where: str = "policy") -> Policy:
         raise PolicyError(f"{where}: two rules have the same name")
     digest = hashlib.sha256(text.encode()).hexdigest()
     cascade = _thresholds(table["cascade"], f"{where}: cascade") if "cascade" in table else {}
-    return Policy(_text(table, "name", where), _text(table, "model", where), rules, digest, cascade)
+    calibration = table.get("calibration", {})
+    if not isinstance(calibration, dict):
+        raise PolicyError(f"{where}: calibration must be a table")
+    model_sha256 = _text(calibration, "model_sha256", where) if "model_sha256" in calibration else ""
+    return Policy(_text(table, "name", where), _text(table, "model", where), rules, digest, cascade, model_sha256)
 
 
 def _parse_rule(entry: Any, where: str) -> Rule:
@@ -134,12 +140,20 @@ def _text(table: Mapping[str, Any], key: str, where: str) -> str:
     return value
 
 
-def check_fit(policy: Policy, model: str, available: frozenset[str]) -> None:
-    """Raise `PolicyError` unless the policy was calibrated for this model and all its scores exist."""
+def check_fit(policy: Policy, model: str, available: frozenset[str], sha256: str = "") -> None:
+    """Raise `PolicyError` unless the policy was calibrated for this model and all its scores exist.
+
+    sha256: of the model's file; a policy that records another was calibrated for another training of that name.
+    """
     if policy.model != model:
         raise PolicyError(
             f"policy {policy.name!r} was calibrated for model {policy.model!r}, not {model!r}; "
             "make one for this model with training.calibrate"
+        )
+    if policy.model_sha256 and sha256 and policy.model_sha256 != sha256:
+        raise PolicyError(
+            f"policy {policy.name!r} was calibrated for another file of model {model!r} (SHA-256 {policy.model_sha256[:12]}…, "
+            f"not {sha256[:12]}…); make one for this file with training.calibrate"
         )
     missing = sorted(policy.score_names - available)
     if missing:

@@ -83,7 +83,7 @@ def decide_run(store: Store, policy: Policy) -> None:
     if store.fact("model") is None:
         raise SetupError(f"run {store.path} is empty: nothing was scanned into it")
     spec = from_json(store.fact("model")["spec"])
-    check_fit(policy, spec.identity, score_names(spec))
+    check_fit(policy, spec.identity, score_names(spec), store.fact("model")["sha256"])
     if store.fact("settings").get("cascade"):
         raise SetupError(
             f"run {store.path} was scanned with --cascade: of what the first look settled it holds no scores that another "

@@ -117,7 +117,7 @@ class Scanner:
         self.policy = policy if isinstance(policy, Policy) else load_policy(policy or "default")
         # For one picture all cores work on one call; for many, each worker's calls stay on its core.
         self.session = Session(model, provider, threads=self.workers)
-        check_fit(self.policy, self.session.spec.identity, score_names(self.session.spec))
+        check_fit(self.policy, self.session.spec.identity, score_names(self.session.spec), self.session.sha256)
         if cascade:
             _check_cascade(self)
         self.isolated = Workers(self.workers) if isolate else None

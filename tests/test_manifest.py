@@ -172,9 +172,9 @@ def test_ages_by_eye_belong_to_pictures_that_are_there(shared_data):
     assert not any(known[source, path].exposed for source, path, _ in seen)
 
 
-def test_the_hash_of_a_manifest_is_that_of_its_bytes(manifest):
+def test_the_hash_of_a_manifest_is_that_of_its_bytes_and_of_the_ages_by_eye(manifest):
     path = manifest({})
-    assert manifest_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert manifest_sha256(path) == hashlib.sha256(path.read_bytes() + AGES_BY_EYE.read_bytes()).hexdigest()
 
 
 def test_the_real_manifest_is_lawful(shared_data):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.measure import auroc, calibration_error, rate, recall_at
+from training.measure import auroc, both_text, calibration_error, rate, recall_at
 
 
 def test_auroc_is_the_share_of_pairs_in_the_right_order() -> None:
@@ -25,6 +25,12 @@ def test_rate_prints_share_interval_and_counts() -> None:
 
 def test_rate_of_nothing_is_none() -> None:
     assert str(rate(np.array([], dtype=bool))) == "none"
+
+
+def test_pairs_are_as_uncertain_as_their_two_sides() -> None:
+    first, second = np.array([True] * 8 + [False] * 2), np.array([True, False] * 5)
+    assert both_text(first, second).startswith("40.0% (") and both_text(first, second).endswith("; 10 with each of 10)")
+    assert both_text(first[:8], second[:0]) == "none"
 
 
 def test_calibration_error_is_the_gap_between_score_and_frequency() -> None:

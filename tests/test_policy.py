@@ -100,6 +100,13 @@ def test_a_policy_for_another_model_does_not_fit():
         check_fit(TOY, "toy 2", score_names(SPEC))
 
 
+def test_a_policy_for_another_training_of_the_same_model_does_not_fit():
+    policy = parse_policy(POLICY + f"\n[calibration]\nmodel_sha256 = '{'a' * 64}'\n")
+    check_fit(policy, "toy 1", score_names(SPEC), "a" * 64)
+    with pytest.raises(PolicyError, match=r"another file of model 'toy 1'.*training\.calibrate"):
+        check_fit(policy, "toy 1", score_names(SPEC), "b" * 64)
+
+
 def test_a_policy_that_names_an_unknown_head_does_not_fit():
     policy = parse_policy(POLICY.replace("minimal_attire", '"mood.wild"'))
     with pytest.raises(PolicyError, match=r"mood\.wild"):

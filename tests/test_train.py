@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from imgsafety import Scanner, load_policy
+from imgsafety import PolicyError, Scanner, load_policy
 from tests.drawn import write_labelled
 from tests.test_manifest import SETTINGS
 
@@ -102,19 +102,32 @@ def test_the_exported_file_carries_its_spec_and_temperatures(model):
     assert all(head.temperature != 1.0 for head in spec.heads)
 
 
-def test_a_policy_is_calibrated_and_the_scanner_judges_with_it(model, killed, data):
-    policy = killed / "policy.toml"
-    run(calibrate, data=data, split=killed / "split.csv", model=model, target_miss=0.5, confidence=0.6, output=policy)
+@pytest.fixture(scope="module")
+def policy(model, killed, data):
+    path = killed / "policy.toml"
+    run(calibrate, data=data, split=killed / "split.csv", model=model, target_miss=0.5, confidence=0.6, output=path)
+    return path
+
+
+def test_a_policy_is_calibrated_and_the_scanner_judges_with_it(model, policy, data):
     assert load_policy(policy).model == "smoke 1"
     results = list(Scanner(model, policy).scan(sorted((data / "drawn_figures").iterdir())))
     assert len(results) == 120 and {result.verdict for result in results} <= {"allow", "review", "block"}
     assert all(0 <= result.apparent_age <= 100 for result in results if result.apparent_age is not None)
 
 
-def test_a_model_is_measured_on_held_out_pictures(model, killed, data):
+def test_a_model_is_measured_on_held_out_pictures_with_a_policy_of_its_own(model, policy, killed, data):
     words = ["--data", data, "--split", killed / "split.csv", "--model", model, "--quick", "--settings", SMOKE]
-    result = CliRunner().invoke(evaluate.main, list(map(str, words)), catch_exceptions=False)
+    result = CliRunner().invoke(evaluate.main, list(map(str, [*words, "--policy", policy])), catch_exceptions=False)
     assert result.exit_code == 0 and "AUROC" in result.output
+    with pytest.raises(PolicyError, match=r"calibrated for model 'imgsafety 1\.0'"):
+        CliRunner().invoke(evaluate.main, list(map(str, words)), catch_exceptions=False)
+
+
+def test_only_the_shipped_model_is_written_into_its_card(model, killed, data):
+    words = ["--data", data, "--split", killed / "split.csv", "--model", model, "--write"]
+    result = CliRunner().invoke(evaluate.main, list(map(str, words)))
+    assert result.exit_code == 2 and "--write is for all tables of the shipped model" in result.output
 
 
 def test_a_mix_lies_between_two_networks(killed, tmp_path):
@@ -141,6 +154,17 @@ def test_mixing_one_head_leaves_the_other_as_it_was(killed, tmp_path):
         assert torch.allclose(between(PIXELS)[0], before(PIXELS)[0], atol=1e-3)
     weights = [path_of(network, "age")[18][0].weight for network in (before, after, between)]
     assert torch.allclose((weights[0] + weights[1]) / 2, weights[2], atol=1e-3) and not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    ("options", "error"), [(["--own-layers", 2], "goes with --head"), (["--head", "age", "--own-layers", 1], "2 layers")]
+)
+def test_a_mix_that_would_change_more_than_it_says_is_refused(tmp_path, options, error):
+    path = tmp_path / "network.safetensors"
+    train.save_network(build("mobilenet_v2", None, 0.0, pretrained=False, own_layers=2), path, load_settings(SMOKE))
+    words = ["--before", path, "--after", path, "--share", 0.5, "--output", tmp_path / "mixed.safetensors", *options]
+    result = CliRunner().invoke(mix.main, list(map(str, words)))
+    assert result.exit_code == 2 and error in result.output
 
 
 def test_a_left_out_source_is_measured_whole(model, killed, data):
@@ -250,6 +274,12 @@ def test_a_frozen_head_keeps_its_tower_and_learns_its_evidence():
     assert all(one.grad is None for one in network.towers["attire"].parameters())
     assert all(one.grad is not None for one in network.evidence["attire"].parameters())
     assert not network.towers["attire"].training and network.towers["age"].training
+
+
+def test_a_head_without_layers_of_its_own_cannot_be_frozen():
+    settings = replace(load_settings(SMOKE), frozen_heads=("attire",))
+    with pytest.raises(ValueError, match="own_layers is 0"):
+        train.freeze(build("mobilenet_v2", None, 0.0, pretrained=False), settings)
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18", "shufflenet_v2_x0_5"])

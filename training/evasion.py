@@ -19,7 +19,7 @@ from training.measure import Values, rate
 from training.predict import open_scanner, read_image
 from training.settings import load_settings
 from training.split import read_fold
-from training.tables import Table, threshold
+from training.tables import Table, some_rows, threshold
 
 Picture = npt.NDArray[np.uint8]
 LEVELS = (4, 8, 16)  # of 255, by which a channel may change
@@ -36,14 +36,15 @@ FIRST_SHARE = 0.1  # of the picture's area that the first squares take; they shr
 def main(data: Path, split: Path, model: Path | None, queries: int, most: int, settings_path: Path) -> None:
     rows = read_fold(data, split, "test", load_settings(settings_path).licences)
     scanner, policy = open_scanner(model), load_policy("default")
-    minimal = [row for row in rows if row.attire == "minimal"]
-    minors = [row for row in rows if row.minor and row.framing == "face"]
+    random = np.random.default_rng(0)
+    minimal = some_rows(rows, np.array([row.attire == "minimal" for row in rows]), random, most)
+    minors = some_rows(rows, np.array([row.minor and row.framing == "face" for row in rows]), random, most)
     lines = []
     for levels in LEVELS:
         cells = [f"{levels} of 255"]
         for some, score, rule in ((minimal, "minimal_attire", "minimal-attire"), (minors, "minor", "minor-exposed")):
             limit = threshold(policy, rule, score)
-            lowest = search(scanner, read_pictures(some[:most], data), score, limit, levels, queries)
+            lowest = search(scanner, read_pictures(some, data), score, limit, levels, queries)
             cells.append(str(rate(lowest < limit)))
         lines.append(tuple(cells))
     about = f"At most {most} pictures that score above the default policy's threshold as they are; at most {queries} queries each."

@@ -1,4 +1,4 @@
-"""Write a trained network as one ONNX file with its spec inside: `python -m training.export`.
+"""Write a trained network as one ONNX file with its spec inside: `python -m training.export --network A --output B`.
 
 Batch norms are folded, temperatures start at 1 (`training.temperature` fits them on the file itself),
 and the file is compared with the network on random pixels; beyond 1e-4 nothing is written.

@@ -20,8 +20,8 @@ ADULT = 18
 ATTIRE_VALUES = ("", NOT_MINIMAL, *ATTIRE.labels)
 
 
-# What a person looking at the picture saw: somebody clearly under 18, only people clearly 18 or older, cannot be told, nobody
-# recognisable. Columns: source, path, letter. It replaces the age in the manifest.
+# What a language model that sees said of the picture on a contact sheet: somebody clearly under 18, only people clearly 18 or
+# older, cannot be told, nobody recognisable. Columns: source, path, letter. It replaces the age in the manifest.
 AGES_BY_EYE = Path(__file__).with_name("ages_by_eye.csv")
 BY_EYE: dict[str, tuple[float, float] | None] = {"M": (0, ADULT - 1), "A": (ADULT, OLDEST), "Y": None, "N": None}
 
@@ -87,8 +87,8 @@ def load_manifest(path: Path, licences: Mapping[str, str]) -> list[Row]:
 
 
 def manifest_sha256(path: Path) -> str:
-    """Return the SHA-256 of the manifest's bytes: which data a figure belongs to."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Return the SHA-256 of the manifest's bytes and of the ages by eye that override it: which labels a figure belongs to."""
+    return hashlib.sha256(path.read_bytes() + AGES_BY_EYE.read_bytes()).hexdigest()
 
 
 def _row(line: int, record: Mapping[str | None, str | None], licences: Mapping[str, str]) -> Row:
@@ -137,5 +137,5 @@ def _check_lawful(line: int, row: Row) -> None:
         shown = "unknown" if row.age is None else f"{row.age[0]:g} to {row.age[1]:g}"
         raise ManifestError(
             f"line {line}: {row.path} joins attire {row.attire!r} with an age that can be under {ADULT} ({shown}); "
-            "attire is learned from adults only. Remove the row (and, if it shows a minor, the picture)"
+            "exposed attire is learned from adults only. Remove the row (and, if it shows a minor, the picture)"
         )

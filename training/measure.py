@@ -35,6 +35,16 @@ def rate(fired: npt.NDArray[np.bool_]) -> Rate:
     return Rate(int(fired.sum()), len(fired))
 
 
+def both_text(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> str:
+    """Share of all pairs of one of `first` and one of `second` in which both are true, each resampled apart (bootstrap)."""
+    if not len(first) or not len(second):
+        return "none"
+    random = np.random.default_rng(0)
+    resampled = [random.choice(first, len(first)).mean() * random.choice(second, len(second)).mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return f"{first.mean() * second.mean():.1%} ({low:.1%} to {high:.1%}; {len(first)} with each of {len(second)})"
+
+
 def auroc(positives: Values, negatives: Values) -> float:
     """Chance that a positive scores above a negative, ties half (Mann-Whitney U)."""
     if not len(positives) or not len(negatives):

@@ -23,12 +23,18 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--after", type=FILE, required=True, help="network.safetensors that it ended with.")
 @click.option("--share", type=click.FloatRange(0, 1), required=True, help="Of the second in the mix.")
 @click.option("--head", type=click.Choice([head.name for head in HEADS]), help="Mix only the path of this head.")
-@click.option("--own-layers", type=click.IntRange(0), default=0, help="Last layers that each head has for itself in the mix.")
+@click.option("--own-layers", type=click.IntRange(0), help="Layers of its own that each head gets; default: as in A.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The network.safetensors to write.")
-def main(before: Path, after: Path, share: float, head: str | None, own_layers: int, output: Path) -> None:
+def main(before: Path, after: Path, share: float, head: str | None, own_layers: int | None, output: Path) -> None:
     about = read_about(before if head else after)
+    if own_layers is not None and not head:
+        raise click.UsageError("--own-layers goes with --head")
     if head:
-        mixed = mix_head(load_network(before), load_network(after), head, share, own_layers).state_dict()
+        network = load_network(before)
+        own_layers = network.own_layers if own_layers is None else own_layers
+        if own_layers < network.own_layers:
+            raise click.UsageError(f"each head of {before} has {network.own_layers} layers; with fewer, the other would change")
+        mixed = mix_head(network, load_network(after), head, share, own_layers).state_dict()
         about["own_layers"] = own_layers
     else:
         first, second = load_file(before), load_file(after)

@@ -1,4 +1,4 @@
-"""Make the INT8 file of an exported model: `python -m training.quantize --data DIR --split split.csv`.
+"""Make the INT8 file of an exported model: `python -m training.quantize --data DIR --split split.csv --model A --output B`.
 
 Static quantisation (QDQ, weights per channel) calibrated on pictures of the training fold. Weights keep 7 bits: on
 processors without VNNI the 8-bit product sums overflow, and the same file would answer differently there.

@@ -2,7 +2,7 @@
 
 A row with a `group` (a person, a photo session) follows its group. All rows whose thumbnails correlate
 above `ALIKE` are one group as well: catalogues repeat the same model, the web repeats the same picture.
-The fold of a group is a hash of its first path, so adding rows does not move the others.
+The fold of a group is a hash of its first path, so rows added at the end move others only when they join two groups.
 """
 
 import csv
@@ -16,7 +16,6 @@ from PIL import Image
 
 from training.manifest import ManifestError, Row, load_manifest
 
-FOLDS = ("train", "calibration", "test")
 # Of 100 groups: 10 test, 10 calibration, 80 train.
 TEST_SHARE, CALIBRATION_SHARE = 10, 10
 THUMBNAIL = 12
@@ -38,7 +37,7 @@ def load_or_split(rows: Sequence[Row], folder: Path, cache: Path) -> list[str]:
         with cache.open(newline="") as file:
             folds = dict(csv.reader(file))
         if missing := next((row.path for row in rows if row.path not in folds), None):
-            raise ManifestError(f"{cache} has no fold for {missing!r}; remove it to split again (the old folds stay the same)")
+            raise ManifestError(f"{cache} has no fold for {missing!r}; remove it to split again (rows at the end move few others)")
         return [folds[row.path] for row in rows]
     folds_in_order = split(rows, folder)
     cache.parent.mkdir(parents=True, exist_ok=True)

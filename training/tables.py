@@ -16,7 +16,7 @@ from imgsafety.session import read_out
 from imgsafety.spec import ModelSpec
 from training.heads import AGE, ATTIRE, HEADS
 from training.manifest import ADULT, Row
-from training.measure import Values, auroc_text, calibration_error, rate, recall_at
+from training.measure import Values, auroc_text, both_text, calibration_error, rate, recall_at
 from training.predict import Answers, first_looks, predict, read_image
 from training.transforms import EDITS, ROBUSTNESS, Change, collage_of, smaller
 
@@ -219,7 +219,8 @@ def _age_in_scenes(all_rows: Measured, limit: float) -> Table:
     aged = np.array([row.age is not None and not row.exposed for row in all_rows.rows], dtype=bool)
     people = all_rows.take(aged & np.isnan(all_rows.exact_age) & (all_rows.column("attire") != "no_person"))
     parts = [("all", people)]
-    parts += [(source, people.take(people.column("source") == source)) for source in _values(people, "source")]
+    for kind in ("framing", "source"):
+        parts += [(f"{kind} {value}", people.take(people.column(kind) == value)) for value in _values(people, kind)]
     rows = []
     for name, part in parts:
         minor, score = np.array([row.minor for row in part.rows], dtype=bool), part.under(ADULT)
@@ -229,7 +230,7 @@ def _age_in_scenes(all_rows: Measured, limit: float) -> Table:
         f"Minor: clothed people in scenes, figures and portraits, at the shipped threshold {limit:g}",
         "Ages by eye (`training/ages_by_eye.csv`) or as the origin says: somebody under 18, or everybody 18 or older; "
         "what could be either is left out.",
-        ("source", "AUROC", "minors missed", "adults falsely flagged"),
+        ("pictures", "AUROC", "minors missed", "adults falsely flagged"),
         rows,
     )
 
@@ -321,10 +322,10 @@ def changed_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: P
     """The same pictures, changed: recall of minimal attire and of minors, at the shipped thresholds."""
     random = np.random.default_rng(0)
     attire = all_rows.column("attire")
-    minimal = _some(all_rows.rows, attire == "minimal", random, most)
-    others = _some(all_rows.rows, np.isin(attire, ("clothed", "no_person", "not_minimal")), random, most)
+    minimal = some_rows(all_rows.rows, attire == "minimal", random, most)
+    others = some_rows(all_rows.rows, np.isin(attire, ("clothed", "no_person", "not_minimal")), random, most)
     ages = all_rows.exact_age
-    minors, adults = _some(all_rows.rows, ages < ADULT, random, most), _some(all_rows.rows, ages >= 25, random, most)
+    minors, adults = some_rows(all_rows.rows, ages < ADULT, random, most), some_rows(all_rows.rows, ages >= 25, random, most)
     limits = (threshold(policy, "minimal-attire", "minimal_attire"), threshold(policy, "minor-exposed", "minor"))
 
     def score(name: str, make: Callable[[int], Change]) -> tuple[str, ...]:
@@ -344,7 +345,7 @@ def changed_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: P
     )
     grounds = [
         read_image(row, data)
-        for row in _some(all_rows.rows, (attire == "no_person") & (all_rows.column("framing") != "figure"), random, most)
+        for row in some_rows(all_rows.rows, (attire == "no_person") & (all_rows.column("framing") != "figure"), random, most)
     ]
 
     def paste(share: float) -> Callable[[int], Change]:
@@ -379,10 +380,11 @@ def edit_table(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path)
     def edited(part: Measured, name: str) -> Values:
         return Measured(part.rows, predict(scanner, part.rows, data, EDITS[name])).minimal
 
-    pairs = [(first, second) for first in clothed.minimal for second in minimal.minimal]
-    before, after = np.array(pairs).T
     rows = [
-        ("undressed: any clothed picture, any minimal one", fired(before, after)),
+        (
+            "undressed: any clothed picture, any minimal one",
+            both_text(clothed.minimal < before_limit, minimal.minimal >= after_limit),
+        ),
         ("(minimal attire alone, for comparison)", str(rate(minimal.minimal >= after_limit))),
         ("clothed, another clothed", fired(clothed.minimal, clothed.minimal[order])),
     ]
@@ -399,7 +401,8 @@ def _predict_changed(scanner: Scanner, rows: Sequence[Row], data: Path, make: Ca
     return Measured(rows, predict(scanner, rows, data, lambda image: make(next(counter))(image)))
 
 
-def _some(rows: Sequence[Row], chosen: Mask, random: np.random.Generator, most: int) -> list[Row]:
+def some_rows(rows: Sequence[Row], chosen: Mask, random: np.random.Generator, most: int) -> list[Row]:
+    """At most `most` of the chosen rows, drawn by `random`, in their order."""
     indices = np.flatnonzero(chosen)
     if len(indices) > most:
         indices = np.sort(random.choice(indices, most, replace=False))

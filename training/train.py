@@ -141,6 +141,8 @@ def minor_loss(logits: Tensor, weights: Tensor) -> Tensor:
 
 def freeze(network: Network, settings: Settings) -> None:
     """Keep the first layers of the backbone and the towers of `frozen_heads` as they are, also their batch statistics."""
+    if settings.frozen_heads and not network.own_layers:
+        raise ValueError(f"frozen_heads names {settings.frozen_heads[0]!r}, which has no layers for itself: own_layers is 0")
     network.train()
     kept = [*network.layers[: settings.frozen_layers], *(network.towers[head] for head in settings.frozen_heads)]
     for layer in kept:
