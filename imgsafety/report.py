@@ -231,9 +231,10 @@ def quote(summary: Mapping[str, Any]) -> str:
     model, policy = summary["run"]["model"]["name"], summary["run"]["policy"]["name"]
     minimal, minor = _say(figures["minimal_attire"]), _say(figures["minor"])
     both = _say(figures["minor_in_minimal_attire"], corrects=False)
+    caution = "" if figures["minor"]["corrected"] else "Adults whom the model takes for minors are counted with them. "
     return (
         f"Of {whole}, {minimal} show people in minimal attire; of those, {both} show somebody who appears to be a minor; "
-        f"of all, {minor} show somebody who appears to be a minor. "
+        f"of all, {minor} show somebody who appears to be a minor. {caution}"
         f"({model}, policy {policy}; {summary['verdicts']['undecided']:,} more were undecided.)"
     )
 

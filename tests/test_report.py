@@ -15,7 +15,7 @@ from imgsafety import Scanner, SetupError
 from imgsafety.cli import main
 from imgsafety.page import to_html
 from imgsafety.policy import parse_policy
-from imgsafety.prevalence import ErrorCounts
+from imgsafety.prevalence import ErrorCounts, load_rates, shipped_rates
 from imgsafety.report import compare, find_rates, list_flagged, summarise
 from imgsafety.result import Reason, Result
 from imgsafety.runs import scan_run
@@ -92,6 +92,19 @@ def test_the_figures_are_corrected_beside_the_raw_count(summary):
 
 def test_the_sentence_holds_the_figures(summary):
     assert "Of 40 pictures" in summary["quote"] and "23.5\N{NO-BREAK SPACE}%" in summary["quote"] and "\n" not in summary["quote"]
+
+
+def test_apparent_minors_without_an_error_rate_are_counted_and_the_sentence_warns(run):
+    with open_to_read(run) as store:
+        summary = summarise(store, {"minimal-attire": RATES["minimal-attire"]})
+    assert summary["figures"]["minor"]["corrected"] is None and summary["figures"]["minimal_attire"]["corrected"]
+    assert "Adults whom the model takes for minors are counted with them" in summary["quote"]
+    assert "this count can be far too high" in to_html([summary], [[]])
+
+
+def test_the_shipped_error_rates_correct_minimal_attire_alone():
+    rates = load_rates(shipped_rates(), Scanner().session.sha256, "audit")
+    assert set(rates) == {"minimal-attire"}
 
 
 def test_without_error_rates_nothing_is_corrected_and_it_is_said(run):
