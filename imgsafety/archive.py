@@ -14,11 +14,15 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from imgsafety.errors import ImageError
 
 ENDINGS = (".zip", ".cbz", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 ZIP_MAGIC = b"PK\x03\x04"
+EMPTY_ZIP_MAGIC = b"PK\x05\x06"
+MAX_PADDING = 64 * 1024 * 1024  # bytes of zeros at the end of a tar
+LARGEST = 2**63 - 1  # nanoseconds that a time can be
 # A compressed tar can only be read forwards, so its members wait in memory for their turn.
 MAX_WAITING_BYTES = 32 * 1024 * 1024
 
@@ -48,7 +52,7 @@ def list_members(path: Path) -> Iterator[Member]:
     """Yield every file of an archive. An archive that breaks off ends with a member that says so."""
     seen: set[int] = set()
     try:
-        for number, member in enumerate(_zip(path) if zipfile.is_zipfile(path) else _tar(path)):
+        for number, member in enumerate(_zip(path) if _is_zip(path) else _tar(path)):
             # An archive may hold a name twice, also with and without a slash; all are looked at, under different names.
             inner = member.name.lstrip("/")
             while hash(inner) in seen:
@@ -73,6 +77,23 @@ def _refusal(why: str) -> Callable[[int], bytes]:
     return read
 
 
+def _is_zip(path: Path) -> bool:
+    """By its first bytes: a tar that ends with a zip would pass for that zip. A zip may also stand behind a program."""
+    with path.open("rb") as file:
+        if file.read(4) in (ZIP_MAGIC, EMPTY_ZIP_MAGIC):
+            return True
+    return zipfile.is_zipfile(path) and not tarfile.is_tarfile(path)
+
+
+def _nanoseconds(seconds: Callable[[Any], float], date: Any) -> int | None:
+    """A time as an archive says it, or none: dates that there are not, and numbers that are none, cost no picture."""
+    try:
+        found = int(seconds(date) * 10**9)
+    except (ValueError, OverflowError):
+        return None
+    return found if abs(found) <= LARGEST else None
+
+
 def _zip(path: Path) -> Iterator[Member]:
     archive = zipfile.ZipFile(path)  # closed when its last member is dropped
     lock = threading.Lock()
@@ -85,8 +106,9 @@ def _zip(path: Path) -> Iterator[Member]:
         return read
 
     for info in archive.infolist():
-        if not info.is_dir():
-            yield Member(info.filename, path, reader(info), info.file_size, calendar.timegm((*info.date_time, 0, 0, 0)) * 10**9)
+        if not info.is_dir() or info.file_size:
+            time = _nanoseconds(calendar.timegm, (*info.date_time, 0, 0, 0))
+            yield Member(info.filename, path, reader(info), info.file_size, time)
 
 
 def _tar(path: Path) -> Iterator[Member]:
@@ -95,7 +117,21 @@ def _tar(path: Path) -> Iterator[Member]:
         while (info := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # it would keep every member that was read
             if not info.isdir():
-                yield Member(info.name, path, _tar_reader(path, archive, info, plain), info.size, int(info.mtime * 10**9))
+                yield Member(info.name, path, _tar_reader(path, archive, info, plain), info.size, _nanoseconds(float, info.mtime))
+        _check_end(archive)
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Raise `ReadError` unless a tar ends as it should: `next` takes a damaged header for the end."""
+    file, length = archive.fileobj, 0
+    assert file is not None  # noqa: S101  # for the type checker
+    file.seek(archive.offset)
+    while block := file.read(64 * 1024):
+        length += len(block)
+        if block.strip(b"\0") or length > MAX_PADDING:
+            raise tarfile.ReadError("there is more behind what can be read")
+    if length < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("its end is missing")
 
 
 def _tar_reader(path: Path, archive: tarfile.TarFile, info: tarfile.TarInfo, plain: bool) -> Callable[[int], bytes]:

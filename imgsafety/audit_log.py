@@ -140,7 +140,7 @@ def _parse(raw: bytes) -> _Line | None:
     try:
         entry: dict[str, Any] = json.loads(raw)
         return _Line(int(entry["number"]), str(entry["previous"]), str(entry["hash"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

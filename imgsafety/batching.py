@@ -72,7 +72,7 @@ class MicroBatcher:
     def _answer(self, batch: Sequence[_Waiting]) -> None:
         try:
             answers = list(zip(batch, self._judge([one.item for one in batch]), strict=True))
-        except Exception as problem:  # noqa: BLE001  a caller's object may raise anything when it is read; others must not notice
+        except BaseException as problem:  # noqa: BLE001  a caller's object may raise anything when it is read; others must not notice
             if len(batch) == 1:
                 batch[0].future.set_exception(problem)
                 return

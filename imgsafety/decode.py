@@ -7,10 +7,12 @@ What a reader would get wrong: `Image.open` only reads the header, so size limit
 made one at a time, because eight frames of the largest size do not fit into memory together.
 """
 
+import contextlib
 import io
 import math
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +44,7 @@ TIMEOUT = 30.0
 @dataclass(frozen=True, slots=True)
 class Limits:
     """max_pixels: width times height that is still decoded. frames: how many frames of an animation
-    are judged, spread evenly from the first to the last. timeout: seconds for one file; looked at between frames and
+    are judged, spread evenly from the first to the last, at least both. timeout: seconds for one file; looked at between frames and
     whenever a decoder asks for more bytes, so that one that never does is stopped only by `Scanner(isolate=True)`.
     """
 
@@ -76,7 +78,7 @@ class _TimedFile(io.BytesIO):
         return super().read(size)
 
 
-def iter_views(content: bytes | Image.Image | npt.NDArray[Any], limits: Limits, size: int) -> Iterator[View]:
+def iter_views(content: bytes | Image.Image | npt.NDArray[Any], limits: Limits, size: int) -> Generator[View]:
     """Yield what `decode`, `from_pil` or `from_array` would return for the content, with one view in memory at a time."""
     if isinstance(content, bytes):
         return _decode(content, limits, size)
@@ -91,7 +93,10 @@ def decode(data: bytes, limits: Limits, size: int) -> list[View]:
 
 
 def from_pil(image: Image.Image, limits: Limits) -> list[View]:
-    """Make views of a PIL image, all its frames included, without changing it. Raises `ImageError`."""
+    """Make views of a PIL image, all its frames included, without changing it. Raises `ImageError`.
+
+    The view of an RGB image may be the image itself.
+    """
     return list(_from_pil(image, limits))
 
 
@@ -103,7 +108,7 @@ def from_array(array: npt.NDArray[Any], limits: Limits) -> list[View]:
     return list(_from_array(array, limits))
 
 
-def _decode(data: bytes, limits: Limits, size: int) -> Iterator[View]:
+def _decode(data: bytes, limits: Limits, size: int) -> Generator[View]:
     if not data:
         raise ImageError("the file is empty")
     file = _TimedFile(data, limits.timeout)
@@ -116,18 +121,38 @@ def _decode(data: bytes, limits: Limits, size: int) -> Iterator[View]:
         raise ImageError(_explain(problem)) from problem
 
 
-def _from_pil(image: Image.Image, limits: Limits) -> Iterator[View]:
-    try:
-        position = image.tell()
-        yield from _views(image, limits)
-        image.seek(position)  # an animation goes back to the frame where it was
-    except ImageError:
-        raise
-    except Exception as problem:  # a lazily opened image raises what its decoder raises
-        raise ImageError(_explain(problem)) from problem
+class _Use:
+    """What is kept beside a caller's image.
+
+    Pillow cannot load or seek one image in two threads, and a second try to load a damaged one succeeds with half of its pixels.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.error: str | None = None
 
 
-def _from_array(array: npt.NDArray[Any], limits: Limits) -> Iterator[View]:
+def _from_pil(image: Image.Image, limits: Limits) -> Generator[View]:
+    use: _Use = vars(image).setdefault("_imgsafety_use", _Use())
+    with use.lock:
+        if use.error:
+            raise ImageError(use.error)
+        position = None
+        try:
+            position = image.tell()
+            yield from _views(image, limits)
+        except (ImageError, MemoryError):
+            raise
+        except Exception as problem:  # a lazily opened image raises what its decoder raises
+            use.error = _explain(problem)
+            raise ImageError(use.error) from problem
+        finally:
+            with contextlib.suppress(Exception):  # an animation goes back to the frame where it was
+                image.seek(position or 0)
+
+
+def _from_array(array: npt.NDArray[Any], limits: Limits) -> Generator[View]:
+    array = np.asarray(array)  # a masked array would hide what it masks
     if array.ndim not in (2, 3, 4) or 0 in array.shape or (array.ndim > 2 and array.shape[-1] not in (1, 3, 4)):
         raise ImageError(f"array of shape {array.shape} is not (height, width, 1, 3 or 4)")
     stack = array if array.ndim == 4 else array[np.newaxis]
@@ -211,8 +236,9 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
     if not (values.min() >= 0 and values.max() <= 65535):
         raise ImageError(f"grey values from {values.min():g} to {values.max():g} are not 16-bit")
-    # 16-bit files hold 257 steps per 8-bit level; Pillow's own conversion would clip them to white.
-    scale = 257 if values.max() > 255 or image.mode.startswith("I;16") else 1
+    # 16-bit files hold 257 steps per 8-bit level; Pillow's own conversion would clip them to white. Floats may end at 1.
+    deep = values.max() > 255 or image.mode.startswith("I;16")
+    scale = 257 if deep else 1 / 255 if image.mode == "F" and values.max() <= 1 else 1
     return Image.fromarray(np.rint(values / scale).astype(np.uint8)).convert("RGB")
 
 

@@ -39,11 +39,8 @@ PROBE = b"P6 1 1 255\n\0\0\0"
 def prepare(content: Any, limits: Limits, size: int, thorough: bool) -> list[Pixels]:
     """Decode bytes, a PIL image or an array in this process. Raises `ImageError`."""
     try:
-        return [
-            Pixels(to_pixels(look, size), view.frame)
-            for view in iter_views(content, limits, size)
-            for look in looks(view.image, thorough)
-        ]
+        with contextlib.closing(iter_views(content, limits, size)) as views:  # a caller's image is free again in any case
+            return [Pixels(to_pixels(look, size), view.frame) for view in views for look in looks(view.image, thorough)]
     except (ImageError, MemoryError):
         raise
     except Exception as problem:  # the resize is Pillow's, which raises nearly every class
@@ -65,6 +62,7 @@ class Workers:
 
     def __init__(self, count: int, memory: int = MEMORY) -> None:
         self.memory = memory
+        self._closed = False
         self._slots = tuple(_Slot() for _ in range(count))
         self._idle: queue.LifoQueue[_Slot] = queue.LifoQueue()
         for slot in self._slots:
@@ -85,19 +83,23 @@ class Workers:
         """Like the function `prepare`, in a worker that is killed after `limits.timeout` seconds. Raises `ImageError`."""
         slot = self._idle.get()
         try:
-            if slot.process is None or slot.process.poll() is not None:
+            if self._closed:
+                raise ImageError("this scanner was closed")
+            process = slot.process
+            if process is None or process.poll() is not None:
                 _end(slot)
-                slot.process = _start(self.memory)
+                process = slot.process = _start(self.memory)
             try:
-                return _ask(slot.process, data, limits, size, thorough)
+                return _ask(process, data, limits, size, thorough)
             finally:
-                if slot.process.poll() is not None:
+                if process.poll() is not None:
                     _end(slot)
         finally:
             self._idle.put(slot)
 
     def close(self) -> None:
         """End the workers; they also end with this object, or with this process."""
+        self._closed = True
         _end_all(self._slots)
 
 
@@ -138,7 +140,9 @@ def _ask(process: subprocess.Popen[bytes], data: bytes, limits: Limits, size: in
         process.stdin.write(json.dumps(task).encode() + b"\n" + data)
         process.stdin.flush()
         return _read_answer(process.stdout, size)
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+    except ImageError:
+        raise
+    except Exception as problem:  # a worker that was taken over may answer anything
         process.kill()
         raise ImageError(_obituary(process, time.monotonic() - started, limits.timeout, problem)) from problem
     finally:
@@ -156,6 +160,8 @@ def _read_answer(pipe: Any, size: int) -> list[Pixels]:
     for index in answer["frames"]:
         rgb = np.frombuffer(pipe.read(size * size * 3), np.uint8).reshape(size, size, 3)
         frames.append(Pixels(rgb, None if index is None else int(index)))
+    if not frames:
+        raise ValueError("no frames")
     return frames
 
 

@@ -91,6 +91,8 @@ def parse_policy(text: str, where: str = "policy") -> Policy:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as problem:  # ValueError: also a number of 5,000 digits
         raise PolicyError(f"{where}: not TOML: {problem}") from problem
+    if unknown := set(table) - {"name", "model", "rules", "cascade", "calibration"}:
+        raise PolicyError(f"{where}: unknown key {sorted(unknown)[0]!r}")
     entries = table.get("rules")
     if not isinstance(entries, list) or not entries:
         raise PolicyError(f"{where}: needs at least one [[rules]] table")

@@ -5,6 +5,7 @@ both leave Python's lock, so the cores stay busy without queues between stages, 
 decoded picture per worker. What a reader would get wrong: nothing about a single item is ever raised.
 """
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -106,9 +107,9 @@ class Scanner:
         for name, value in (("batch_size", batch_size), ("workers", workers), ("frames", frames), ("max_pixels", max_pixels)):
             if value is not None and value < 1:
                 raise SetupError(f"{name} is {value}; it must be 1 or more")
-        if not max_wait >= 0:
+        if not 0 <= max_wait < math.inf:
             raise SetupError(f"max_wait is {max_wait}; it must be 0 seconds or more")
-        if not timeout > 0:
+        if not 0 < timeout < math.inf:
             raise SetupError(f"timeout is {timeout}; it must be more than 0 seconds")
         self.batch_size = batch_size
         self.workers = workers or _cores()
@@ -140,15 +141,19 @@ class Scanner:
             raise SetupError("maps describe the whole picture; ask a scanner that is not thorough for them")
         return self._decide(self._score([self._prepare(item)], self.session, maps)[0])
 
-    def check_many(self, items: Iterable[Any], before: Sequence[Any] = ()) -> list[Result]:
+    def check_many(self, items: Iterable[Any], before: Sequence[Any] | None = None) -> list[Result]:
         """Judge the pictures of one batch; one result each, in their order. For many, `scan` is lazy and faster.
 
         before: the pictures they were made from, if any. As many as items are paired with them in order; otherwise
-        nobody can tell which became which, and the worst pairing counts.
+        nobody can tell which became which, and the worst pairing counts. An empty one leaves nothing allowed.
         """
         items = list(items)
-        if not before:
+        if before is None:
             return self._judge(items, self.session)
+        if not len(before):
+            missing = Scored(None, None, error="there is none")
+            scored = self._score([self._prepare(item) for item in items], self.session, maps=False)
+            return [self._decide_edit(missing, one) for one in scored]
         if len(before) == len(items):
             return self.check_edits(zip(before, items, strict=True))
         results = iter(self.check_edits([(first, item) for item in items for first in before]))
@@ -242,9 +247,9 @@ class Scanner:
 
     def _decide_edit(self, first: Scored, second: Scored) -> Result:
         result = self._decide(second, _per_frame(first))
-        if not first.error:
+        if first.scores and not first.error:
             return result
-        error = f"the picture that came in: {first.error}"
+        error = f"the picture that came in: {first.error or 'no frame could be judged'}"
         grave = SEVERITY[result.verdict] >= SEVERITY["undecided"]
         return replace(result, error=error, verdict=result.verdict if grave else "undecided")
 

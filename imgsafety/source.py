@@ -29,8 +29,10 @@ ENDINGS = frozenset(
 )
 # Pictures that we do not decode: they are listed all the same and end `undecided`, else they would pass unseen.
 ENDINGS |= frozenset(".heic .heif .jxl .jp2 .svg".split())
-# First bytes of JPEG, PNG, GIF, BMP, TIFF and BigTIFF; WebP, AVIF and HEIF carry their mark a few bytes in.
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# First bytes of JPEG, PNG, GIF, BMP, TIFF, BigTIFF and PNM; WebP, AVIF and HEIF carry their mark a few bytes in.
+MAGIC: tuple[bytes, ...] = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")
+MAGIC += (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
+MAGIC += tuple(b"P%d%c" % (kind, space) for kind in range(1, 7) for space in b" \t\r\n")
 MAGIC_INSIDE = ((b"WEBP", 8), (b"ftypavi", 4), (b"ftypmif1", 4), (b"ftypmsf1", 4), (b"ftyphei", 4))
 HEAD_BYTES = 16
 MAX_BYTES = 256 * 1024 * 1024
@@ -65,7 +67,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """A file as it was when somebody looked: `mark` is another one whenever its bytes may have changed."""
+    """A file as it was when somebody looked: `mark` is another one when its size or its date changed."""
 
     mark: str
     size: int | None
@@ -283,12 +285,17 @@ def _read_path(path: str) -> bytes:
 
 
 def _read_file(file: Any) -> bytes:
-    data = file.read(MAX_BYTES + 1)
-    if not isinstance(data, bytes):
-        raise ImageError("the file object is open in text mode; open it with 'rb'")
-    if len(data) > MAX_BYTES:
+    parts, left = [], MAX_BYTES + 1
+    while left > 0 and (part := file.read(left)):
+        if not isinstance(part, bytes):
+            raise ImageError("the file object is open in text mode; open it with 'rb'")
+        parts.append(part)
+        left -= len(part)
+        if isinstance(file, Member):  # gives all, and from its start each time; a pipe gives what it has
+            break
+    if left <= 0:
         raise ImageError(f"is over the limit of {MAX_BYTES:,} bytes")
-    return data
+    return b"".join(parts)
 
 
 def _is_tensor(item: Any) -> bool:

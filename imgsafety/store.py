@@ -68,7 +68,7 @@ Heads = tuple[tuple[str, tuple[str, ...]], ...]  # names and labels, in the orde
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One file as it was when it was listed. stamp: changes whenever its bytes may have changed."""
+    """One file as it was when it was listed. stamp: changes with its size or date."""
 
     path: bytes
     stamp: str
@@ -172,7 +172,7 @@ class Store:
             marks = ", ".join("?" * len(values))
             self._connection.execute(f"INSERT OR REPLACE INTO pictures ({columns}) VALUES ({marks})", values)  # noqa: S608  # our own
         error = _storable(result.error) if result.sha256 is None else None
-        row = (seen.path, seen.stamp, seen.size, seen.mtime_ns, result.sha256, error)
+        row = (seen.path, seen.stamp, _fitting(seen.size), _fitting(seen.mtime_ns), result.sha256, error)
         self._connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def find(self, sha256: str) -> Result | None:
@@ -353,6 +353,11 @@ def _verdict_values(result: Result, deciding: int | None) -> tuple[Any, ...]:
         *(getattr(result, name) for name in NUMBERS),
         max(attire, key=lambda label: attire[label]) if attire else None,
     )
+
+
+def _fitting(number: int | None) -> int | None:
+    """A file's date may lie further away than SQLite can count."""
+    return number if number is not None and -(2**63) <= number < 2**63 else None
 
 
 def _storable(text: str | None) -> str | None:

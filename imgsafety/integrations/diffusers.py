@@ -76,17 +76,22 @@ def guard(
     plain = type(pipeline)
     call = plain.__call__
     signature = inspect.signature(call)
+    kinds = {parameter.kind: name for name, parameter in signature.parameters.items()}
+    others = kinds.get(inspect.Parameter.VAR_KEYWORD, "")  # where a pipeline takes what it hands on
+    if before is not BEFORE and not others and (unknown := set(before) - set(signature.parameters)):
+        raise SetupError(f"before names {sorted(unknown)[0]!r}, which {plain.__name__} does not take")
 
     @functools.wraps(call)
     def guarded_call(self: Any, *args: Any, **kwargs: Any) -> Any:  # hands on what the pipeline's own signature takes
         arguments = signature.bind(self, *args, **kwargs)
         arguments.apply_defaults()
-        if arguments.arguments.get("output_type") == "latent":
+        values = {**arguments.arguments, **arguments.arguments.get(others, {})}
+        if values.get("output_type") == "latent":
             raise SetupError('output_type="latent" cannot be judged; ask this pipeline for "pil", "np" or "pt"')
         made = call(self, *args, **kwargs)
         pictures = _pictures(made)
-        originals = _flatten([arguments.arguments.get(name) for name in before])
-        results = tuple(judging.check_many([_item(picture) for picture in pictures], originals))
+        given = [values[name] for name in before if values.get(name) is not None]
+        results = tuple(judging.check_many([_item(picture) for picture in pictures], _flatten(given) if given else None))
         self.safety_results = results
         flags = held(results, on_flagged)
         blanks = {} if on_flagged == "mark" else {index: _blank(pictures[index]) for index, flag in enumerate(flags) if flag}

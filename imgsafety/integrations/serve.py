@@ -205,7 +205,7 @@ class _Service:
         parser = _InMemory(request.headers, self._bounded(request), max_files=most, max_fields=0)
         try:
             form = await parser.parse()
-        except (MultiPartException, FormParserError, UnicodeDecodeError) as problem:  # older Starlettes let the second pass
+        except (MultiPartException, FormParserError, UnicodeError) as problem:  # older Starlettes let the second pass
             raise HTTPException(400, f"the multipart body cannot be read: {problem}") from problem
         try:
             files = [(name, file) for name, file in form.multi_items() if isinstance(file, UploadFile)]
@@ -215,7 +215,7 @@ class _Service:
                 raise HTTPException(400, "the body has no files")
             if names is not None:
                 files.sort(key=lambda part: names.index(part[0]))
-            return [_File(await file.read(), file.filename or None) for _, file in files]
+            return [_File(await file.read(), _name(file)) for _, file in files]
         finally:
             await form.close()
 
@@ -237,6 +237,11 @@ class _Service:
 class _File:
     data: bytes
     name: str | None
+
+
+def _name(file: UploadFile) -> str | None:
+    # The sender chooses the charset of names, and JSON cannot hold half a character.
+    return file.filename.encode("utf-8", "backslashreplace").decode() if file.filename else None
 
 
 class _InMemory(MultiPartParser):

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from imgsafety import Scanner
-from imgsafety.flagged import CHOICES, OnFlagged, held
+from imgsafety.flagged import CHOICES, OnFlagged, check_choice, held
 from imgsafety.policy import shipped_policies
 from imgsafety.result import SEVERITY
 
@@ -49,8 +49,9 @@ class CheckImages:
         self, images: Any, policy: str, on_flagged: OnFlagged, before: Any = None, model: str = "", policy_file: str = ""
     ) -> tuple[Any, str, str]:
         """Return the pictures with what is not allowed held back, the gravest verdict, and all results as JSON."""
+        check_choice(on_flagged)
         scanner = self._scanner(model, policy_file or policy)
-        results = scanner.check_many(_pictures(images), [] if before is None else _pictures(before))
+        results = scanner.check_many(_pictures(images), None if before is None else _pictures(before))
         blank = [flag and on_flagged == "blank" for flag in held(results, on_flagged)]
         kept = images.clone()
         for index, hidden in enumerate(blank):
