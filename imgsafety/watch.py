@@ -27,7 +27,7 @@ def watch(
     """Yield a result for every picture that appears or changes below a folder, until `stop` says yes.
 
     existing: also judge what is there already. Raises `SetupError` when the folder is not there, or without the packages of the
-    extra `watch`. What appears while others are judged is not missed.
+    extra `watch`. What appears while others are judged is not missed. Linked folders are not entered.
     """
     folder = Path(folder)
     if not folder.is_dir():

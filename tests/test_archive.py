@@ -1,5 +1,6 @@
 """Pictures inside archives: read in place, one bad byte does not lose the rest."""
 
+import gzip
 import io
 import os
 import tarfile
@@ -8,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from imgsafety import find_images
+from imgsafety import ImageError, find_images
 from imgsafety.archive import Member
 from imgsafety.runs import scan_run
 from imgsafety.source import Selection, load, name_of, stamp_of
@@ -209,3 +210,51 @@ def test_a_folder_deeper_than_any_recursion_is_searched(tmp_path, draw):
     picture.unlink()  # pytest's own clean-up recurses, and would fail
     for folder in reversed(folders):
         folder.rmdir()
+
+
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path, files):
+    inner = write_zip(tmp_path / "notes.docx", files[2:3]).read_bytes()
+    path = write_tar(tmp_path / "all.tar", [*files[:2], ("notes.docx", inner)])
+    assert [name_of(item) for item in find_images([path])][:2] == [f"{path}/a.png", f"{path}/deep/b"]
+
+
+@pytest.mark.parametrize("damage", ["checksum", "cut in a header", "cut before a header", "zeros", "another tar behind it"])
+@pytest.mark.parametrize("name", ["all.tar", "all.tar.gz"])
+def test_a_tar_that_does_not_end_as_it_should_says_so(tmp_path, draw, name, damage):
+    pictures = [(f"{letter}.png", picture(draw)) for letter in "abc"]
+    raw = bytearray(write_tar(tmp_path / "whole", pictures).read_bytes())
+    second = 512 + -(-len(pictures[0][1]) // 512) * 512
+    if damage == "checksum":
+        raw[second + 148] ^= 1
+    elif damage == "zeros":
+        raw[second : second + 512] = bytes(512)
+    elif damage == "another tar behind it":
+        raw = raw + raw
+    else:
+        del raw[second + (100 if damage == "cut in a header" else 0) :]
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    found = list(find_images([path]))
+    assert name_of(found[0]) == f"{path}/a.png" and name_of(found[-1]) == f"{path}/..."
+    with pytest.raises(ImageError, match="breaks off"):
+        load(found[-1])
+
+
+def test_a_date_that_there_is_not_costs_no_picture(tmp_path, files):
+    path = write_zip(tmp_path / "all.zip", files)
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"PK\x01\x02")
+    raw[at + 14 : at + 16] = b"\0\0"
+    path.write_bytes(raw)
+    found = list(find_images([path]))
+    assert [item.mtime_ns is None for item in found] == [True, False, False]
+    tar = tmp_path / "all.tar"
+    with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("a.png")
+        info.pax_headers = {"mtime": "inf"}
+        archive.addfile(info)
+    assert [item.mtime_ns for item in find_images([tar])] == [None]
+
+
+def test_an_entry_named_like_a_folder_that_holds_bytes_is_a_file(tmp_path, draw):
+    assert len(list(find_images([write_zip(tmp_path / "all.zip", [("a.png/", picture(draw))])]))) == 1

@@ -173,3 +173,16 @@ def test_no_thread_is_started_before_the_first_item(toy_path, toy_policy):
 def test_a_budget_below_zero_is_refused(toy_path, toy_policy, max_wait):
     with pytest.raises(SetupError, match="max_wait"):
         Scanner(toy_path, toy_policy, max_wait=max_wait)
+
+
+def test_an_object_that_ends_the_thread_leaves_nobody_waiting():
+    def judge(items):
+        if SystemExit in items:
+            raise SystemExit
+        return [Result(item, "allow") for item in items]
+
+    batcher = MicroBatcher(judge, 1, 4, 0.05)
+    futures = [batcher.submit(item) for item in ("a.png", SystemExit, "b.png")]
+    assert [futures[index].result(PATIENCE).path for index in (0, 2)] == ["a.png", "b.png"]
+    with pytest.raises(SystemExit):
+        futures[1].result(PATIENCE)

@@ -1,8 +1,10 @@
 """Bytes, pictures and arrays to views: what is bounded, what is refused, what is left alone."""
 
+import contextlib
 import io
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -202,3 +204,40 @@ def test_arrays_of_another_shape_type_or_range_are_refused(array):
 def test_an_array_over_the_limit_is_refused():
     with pytest.raises(ImageError, match="over the limit"):
         from_array(np.zeros((10, 11, 3), np.uint8), Limits(max_pixels=100))
+
+
+def test_a_float_picture_that_ends_at_one_is_not_black():
+    values = np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64)
+    (view,) = from_pil(Image.fromarray(values), Limits())
+    assert np.abs(np.asarray(view.image)[..., 0] - values * 255).max() <= 0.5
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG"])
+def test_a_damaged_picture_is_not_better_the_second_time(format_):
+    data = bytearray(encoded(noise((256, 256)), format_))
+    data[len(data) // 2 : len(data) // 2 + 200] = b"\xff" * 200
+    image = Image.open(io.BytesIO(bytes(data)))
+    for _ in range(2):
+        with pytest.raises(ImageError):
+            from_pil(image, Limits())
+
+
+def test_one_lazy_picture_in_many_threads_has_one_appearance():
+    image = Image.open(io.BytesIO(encoded(noise((700, 700)), "PNG")))
+    wanted = noise((700, 700)).tobytes()
+    with ThreadPoolExecutor(8) as threads:
+        views = list(threads.map(lambda _: from_pil(image, Limits())[0].image.tobytes(), range(16)))
+    assert views == [wanted] * 16
+
+
+def test_an_animation_that_breaks_off_goes_back_to_its_frame():
+    image = Image.open(io.BytesIO(animation(8, "GIF", (64, 64))[:-40]))
+    image.seek(1)
+    with contextlib.suppress(ImageError):
+        from_pil(image, Limits())
+    assert image.tell() == 1
+
+
+def test_what_a_mask_hides_is_looked_at():
+    with pytest.raises(ImageError, match="spans nan"):
+        from_array(np.ma.masked_invalid(np.full((8, 8, 3), np.nan)), Limits())

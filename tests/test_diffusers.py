@@ -419,3 +419,28 @@ def test_one_flagged_frame_holds_the_whole_video_back(scanner, output_type):
     result = made.safety_results[0]
     assert (result.verdict, result.frame, len(made.safety_results)) == ("review", 1, 1)
     assert all(is_black(np.asarray(frame)) for frame in made.frames[0])
+
+
+class HandsOn:
+    """A pipeline that takes its picture by any name."""
+
+    def __call__(self, **kwargs):
+        """Give back what came in."""
+        return ([kwargs["image"]],)
+
+
+def test_a_picture_that_comes_in_by_any_name_is_seen(toy_path, toy_policy, draw):
+    pipeline = guard(HandsOn(), Scanner(toy_path, toy_policy), on_flagged="mark")
+    pipeline(image=draw("minimal"))
+    assert pipeline.safety_results[0].verdict == "review"  # the picture was minimal before, so nobody was undressed
+    with pytest.raises(SetupError, match="latent"):
+        pipeline(image=draw("minimal"), output_type="latent")
+
+
+def test_a_misspelt_name_of_a_picture_that_comes_in_is_an_error(toy_path, toy_policy):
+    class Plain:
+        def __call__(self, image=None):
+            return ([image],)
+
+    with pytest.raises(SetupError, match="'imgae'"):
+        guard(Plain(), Scanner(toy_path, toy_policy), before=("imgae",))

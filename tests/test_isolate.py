@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -137,3 +138,32 @@ def test_workers_end_with_the_scanner(toy_path, toy_policy):
 
 def test_a_file_object_is_decoded_in_a_worker_too(isolated):
     assert isolated.check(io.BytesIO(encoded(picture(), "PNG"))).verdict == "review"
+
+
+def test_closing_while_a_picture_is_decoded_makes_it_undecided_and_so_are_all_after_it(toy_path, toy_policy, slow):
+    scanner = Scanner(toy_path, toy_policy, workers=1, isolate=True, timeout=20)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(scanner.check(slow)))
+    thread.start()
+    time.sleep(0.3)
+    scanner.close()
+    thread.join(20)
+    assert [result.verdict for result in [*found, scanner.check(encoded(picture(), "PNG"))]] == ["undecided"] * 2
+    assert not scanner.isolated.pids
+
+
+NO_ERROR = '{"error": null, "frames": '
+
+
+@pytest.mark.parametrize("answer", [NO_ERROR + "[]}", NO_ERROR + "[Infinity]}", "[" * 100_000, '"no"'])
+def test_a_worker_that_answers_nonsense_is_replaced(isolated, monkeypatch, answer):
+    workers = Workers(1)
+    nonsense = f"import sys; sys.stdin.buffer.readline(); print({answer!r}, flush=True); sys.stdin.read()"
+    monkeypatch.setattr("imgsafety.isolate.WORKER", (sys.executable, "-c", nonsense))
+    kill(workers.pids, signal.SIGKILL)
+    time.sleep(0.2)
+    with pytest.raises(ImageError):
+        workers.prepare(encoded(picture(), "PNG"), Limits(timeout=20), SIZE, thorough=False)
+    monkeypatch.undo()
+    assert workers.prepare(encoded(picture(), "PNG"), Limits(), SIZE, thorough=False)
+    workers.close()

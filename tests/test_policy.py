@@ -180,3 +180,8 @@ def test_gates_block_apparent_minors_and_undressing(name):
 
 def test_an_audit_holds_nothing_back():
     assert {rule.verdict for rule in shipped("audit").rules} == {"label"}
+
+
+def test_a_misspelt_table_is_not_left_out_in_silence():
+    with pytest.raises(PolicyError, match="unknown key 'rule'"):
+        parse_policy(POLICY + "\n[[rule]]\nname = 'x'\n")

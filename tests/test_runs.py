@@ -206,3 +206,13 @@ def test_the_commands_scan_and_decide(toy_path, toy_policy_path, folder, run, tm
     (tmp_path / "slack.toml").write_text(re.sub("0.5", "1.0", POLICY))
     assert main(["decide", str(run), "--policy", str(tmp_path / "slack.toml")]) == 0
     assert main(words) == 2 and "imgsafety decide" in capsys.readouterr().err
+
+
+def test_a_file_with_a_date_that_sqlite_cannot_count_is_scanned(scanner, tmp_path, draw):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    draw("clothed").save(folder / "a.png")
+    os.utime(folder / "a.png", ns=(2**63, 2**63))
+    with open_to_write(tmp_path / "run.sqlite") as store:
+        assert [result.verdict for result in scan_run(scanner, store, [folder])] == ["allow"]
+        assert list(scan_run(scanner, store, [folder])) == []

@@ -268,3 +268,16 @@ def test_a_wrong_set_up_is_raised(toy_path, toy_policy):
         Scanner(toy_path, "default")
     with pytest.raises(PolicyError, match="does not give"):
         Scanner(toy_path, parse_policy(POLICY.replace("minimal_attire", "mood")))
+
+
+def test_an_edit_of_nothing_is_never_allowed(scanner, draw):
+    pictures = [draw("clothed"), draw("minimal")]
+    results = scanner.check_many(pictures, [])
+    assert [result.verdict for result in results] == ["undecided", "undecided"]
+    assert all("there is none" in result.error for result in results)
+
+
+@pytest.mark.parametrize("options", [{"max_wait": float("inf")}, {"timeout": float("inf")}, {"timeout": float("nan")}])
+def test_times_are_finite(toy_path, toy_policy, options):
+    with pytest.raises(SetupError, match="it must be"):
+        Scanner(toy_path, toy_policy, **options)

@@ -383,3 +383,11 @@ def test_the_command_does_not_start_with_a_damaged_model(tmp_path, toy_policy_pa
     path = write_toy_model(tmp_path / "nan.onnx", factor=float("nan"))
     assert main(["serve", "--port", "0", "--model", str(path), "--policy", str(toy_policy_path)]) == 2
     assert "self-test failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("charset", ["undefined", "utf-7", "unicode_escape"])
+def test_names_in_any_charset_are_no_server_error(client, file_of, charset):
+    head = b'--XX\r\nContent-Disposition: form-data; name="file"; filename="+2AA-\\ud800\xe9.png"\r\n\r\n'
+    body = head + file_of("clothed") + b"\r\n--XX--\r\n"
+    answer = client.post("/check", content=body, headers={"content-type": f"multipart/form-data; boundary=XX; charset={charset}"})
+    assert answer.status_code in (200, 400)

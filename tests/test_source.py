@@ -165,3 +165,17 @@ def test_tensors_that_cannot_be_read_are_image_errors():
 def test_pictures_that_are_not_decoded_are_listed_all_the_same(tmp_path, name):
     (tmp_path / name).write_bytes(b"not decoded")
     assert list(find_images([tmp_path])) == [tmp_path / name]
+
+
+@pytest.mark.parametrize("head", [b"P6 1 1 255\n", b"II\0*\0\0\0\x08", b"MM*\0\0\0\0\x08"])
+def test_what_the_decoder_takes_is_found_under_any_name(tmp_path, head):
+    (tmp_path / "x.dat").write_bytes(head + bytes(16))
+    assert list(find_images([tmp_path])) == [tmp_path / "x.dat"]
+
+
+def test_a_file_that_gives_a_little_at_a_time_is_read_to_its_end():
+    class Slow(io.BytesIO):
+        def read(self, size=-1):
+            return super().read(min(size, 7))
+
+    assert load(Slow(b"picture" * 9)).content == b"picture" * 9
