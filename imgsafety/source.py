@@ -6,6 +6,7 @@ another ending whose first bytes are those of a picture is looked at too, else r
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -291,7 +292,7 @@ def _read_file(file: Any) -> bytes:
             raise ImageError("the file object is open in text mode; open it with 'rb'")
         parts.append(part)
         left -= len(part)
-        if isinstance(file, Member):  # gives all, and from its start each time; a pipe gives what it has
+        if not isinstance(file, io.IOBase):  # an object of our own or the caller's gives all, from its start; a pipe what it has
             break
     if left <= 0:
         raise ImageError(f"is over the limit of {MAX_BYTES:,} bytes")
