@@ -22,7 +22,6 @@ ENDINGS = (".zip", ".cbz", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar
 ZIP_MAGIC = b"PK\x03\x04"
 EMPTY_ZIP_MAGIC = b"PK\x05\x06"
 MAX_PADDING = 64 * 1024 * 1024  # bytes of zeros at the end of a tar
-LARGEST = 2**63 - 1  # nanoseconds that a time can be
 # A compressed tar can only be read forwards, so its members wait in memory for their turn.
 MAX_WAITING_BYTES = 32 * 1024 * 1024
 
@@ -88,10 +87,9 @@ def _is_zip(path: Path) -> bool:
 def _nanoseconds(seconds: Callable[[Any], float], date: Any) -> int | None:
     """A time as an archive says it, or none: dates that there are not, and numbers that are none, cost no picture."""
     try:
-        found = int(seconds(date) * 10**9)
+        return int(seconds(date) * 10**9)
     except (ValueError, OverflowError):
         return None
-    return found if abs(found) <= LARGEST else None
 
 
 def _zip(path: Path) -> Iterator[Member]:

@@ -137,7 +137,7 @@ def _from_pil(image: Image.Image, limits: Limits) -> Generator[View]:
     with use.lock:
         if use.error:
             raise ImageError(use.error)
-        position = None
+        position = 0
         try:
             position = image.tell()
             yield from _views(image, limits)
@@ -148,7 +148,7 @@ def _from_pil(image: Image.Image, limits: Limits) -> Generator[View]:
             raise ImageError(use.error) from problem
         finally:
             with contextlib.suppress(Exception):  # an animation goes back to the frame where it was
-                image.seek(position or 0)
+                image.seek(position)
 
 
 def _from_array(array: npt.NDArray[Any], limits: Limits) -> Generator[View]:

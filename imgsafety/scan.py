@@ -152,8 +152,7 @@ class Scanner:
             return self._judge(items, self.session)
         if not len(before):
             missing = Scored(None, None, error="there is none")
-            scored = self._score([self._prepare(item) for item in items], self.session, maps=False)
-            return [self._decide_edit(missing, one) for one in scored]
+            return [self._decide_edit(missing, one) for one in self._look(items, self.session)]
         if len(before) == len(items):
             return self.check_edits(zip(before, items, strict=True))
         results = iter(self.check_edits([(first, item) for item in items for first in before]))
@@ -241,8 +240,7 @@ class Scanner:
         """Judge pairs of (before, after) together, like `check_edit`; an object in several pairs is looked at once."""
         pairs = list(pairs)
         items = {id(item): item for pair in pairs for item in pair}
-        scored = self._score([self._prepare(item) for item in items.values()], self.session, maps=False)
-        found = dict(zip(items, scored, strict=True))
+        found = dict(zip(items, self._look(items.values(), self.session), strict=True))
         return [self._decide_edit(found[id(before)], found[id(after)]) for before, after in pairs]
 
     def _decide_edit(self, first: Scored, second: Scored) -> Result:
@@ -257,7 +255,10 @@ class Scanner:
         return self._judge(items, self.session if len(items) == 1 else self._batch_session)
 
     def _judge(self, items: Sequence[Any], session: Session) -> list[Result]:
-        return [self._decide(scored) for scored in self._score([self._prepare(item) for item in items], session, maps=False)]
+        return [self._decide(scored) for scored in self._look(items, session)]
+
+    def _look(self, items: Iterable[Any], session: Session) -> list[Scored]:
+        return self._score([self._prepare(item) for item in items], session, maps=False)
 
     def _prepare(self, item: Any, wanted: Callable[[str], bool] | None = None) -> _Prepared:
         path, sha256 = source.name_of(item), None

@@ -280,7 +280,7 @@ def _read_path(path: str) -> bytes:
             kind = "a folder that cannot be listed" if os.path.isdir(path) else "not a regular file"
             raise ImageError(f"is {kind}")
         with open(path, "rb") as file:
-            return _read_file(file)
+            return _within_limit(file.read(MAX_BYTES + 1))
     except (OSError, ValueError) as problem:  # ValueError: a NUL byte in the name
         raise ImageError(f"cannot be read: {getattr(problem, 'strerror', None) or problem}") from problem
 
@@ -294,9 +294,13 @@ def _read_file(file: Any) -> bytes:
         left -= len(part)
         if not isinstance(file, io.IOBase):  # an object of our own or the caller's gives all, from its start; a pipe what it has
             break
-    if left <= 0:
+    return _within_limit(b"".join(parts))
+
+
+def _within_limit(data: bytes) -> bytes:
+    if len(data) > MAX_BYTES:
         raise ImageError(f"is over the limit of {MAX_BYTES:,} bytes")
-    return b"".join(parts)
+    return data
 
 
 def _is_tensor(item: Any) -> bool:

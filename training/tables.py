@@ -120,12 +120,17 @@ def attire_tables(all_rows: Measured, policy: Policy) -> Iterator[Table]:
     yield from _levels(known)
 
 
+def _parts(measured: Measured, *columns: str) -> Iterator[tuple[str, Measured]]:
+    """The rows of each value of each column."""
+    for column in columns:
+        for value in _values(measured, column):
+            yield f"{column} {value}", measured.take(measured.column(column) == value)
+
+
 def _groups(all_rows: Measured) -> Iterator[tuple[str, Measured]]:
     """All rows, then by source, medium, framing, then the groups that people ask about."""
     yield "all", all_rows
-    for column in ("source", "medium", "framing"):
-        for value in _values(all_rows, column):
-            yield f"{column} {value}", all_rows.take(all_rows.column(column) == value)
+    yield from _parts(all_rows, "source", "medium", "framing")
     children = np.array([row.minor for row in all_rows.rows])
     scene = all_rows.column("framing") == "scene"
     yield "clothed children in scenes", all_rows.take(children & scene)
@@ -218,11 +223,8 @@ def _age_in_scenes(all_rows: Measured, limit: float) -> Table:
     """Whole scenes and figures, clothed: ages by eye, without years."""
     aged = np.array([row.age is not None and not row.exposed for row in all_rows.rows], dtype=bool)
     people = all_rows.take(aged & np.isnan(all_rows.exact_age) & (all_rows.column("attire") != "no_person"))
-    parts = [("all", people)]
-    for kind in ("framing", "source"):
-        parts += [(f"{kind} {value}", people.take(people.column(kind) == value)) for value in _values(people, kind)]
     rows = []
-    for name, part in parts:
+    for name, part in (("all", people), *_parts(people, "framing", "source")):
         minor, score = np.array([row.minor for row in part.rows], dtype=bool), part.under(ADULT)
         figures = auroc_text(score[minor], score[~minor]), str(rate(score[minor] < limit)), str(rate(score[~minor] >= limit))
         rows.append((name, *figures))
