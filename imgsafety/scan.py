@@ -77,9 +77,9 @@ class Scanner:
     a `Policy`; none is `default`. provider: `cpu`, `cuda` or `tensorrt`. batch_size: pictures per call of the model
     in `scan`. workers: threads in `scan`, by default one per core. frames: how many frames of an animation are
     judged. max_pixels: larger pictures are `undecided` without being decoded. thorough: also judge tiles and turns of
-    each picture, at eight times the model's price; the worst look decides. cascade: `scan` and `score` first look at a
-    quarter of the pixels, and where the policy says that this settles it, answer with those scores (docs/performance.md
-    has what is gained and what is missed). max_wait: seconds that `submit` and
+    each picture, at eight times the model's price; the worst look decides. cascade: `scan`, `score`, `submit` and
+    `acheck` first look at a quarter of the pixels, and where the policy says that this settles it, answer with those scores
+    (docs/performance.md has what is gained and what is missed). max_wait: seconds that `submit` and
     `acheck` may hold a picture back to judge it together with others'. isolate: decode files and bytes in worker
     processes, so that a decoder that crashes, hangs or takes all memory costs one picture (see docs/hostile.md for
     the price). timeout: seconds for decoding one picture, after which it is `undecided`; exact with `isolate`, else
@@ -122,7 +122,8 @@ class Scanner:
         if cascade:
             _check_cascade(self)
         self.isolated = Workers(self.workers) if isolate else None
-        self._batcher = MicroBatcher(self._judge_together, self.workers, batch_size, max_wait)
+        self._chunk = batch_size * (FIRST_LOOKS if cascade else 1)  # items that a worker takes at once
+        self._batcher = MicroBatcher(self._judge_together, self.workers, self._chunk, max_wait)
 
     @cached_property
     def _batch_session(self) -> Session:
@@ -149,7 +150,7 @@ class Scanner:
         """
         items = list(items)
         if before is None:
-            return self._judge(items, self.session)
+            return [self._decide(scored) for scored in self._look(items, self.session)]
         if not len(before):
             missing = Scored(None, None, error="there is none")
             return [self._decide_edit(missing, one) for one in self._look(items, self.session)]
@@ -220,7 +221,7 @@ class Scanner:
         pool = ThreadPoolExecutor(self.workers, "imgsafety")
         try:
             iterator = iter(items)
-            while chunk := list(islice(iterator, self.batch_size * (FIRST_LOOKS if self.cascade else 1))):
+            while chunk := list(islice(iterator, self._chunk)):
                 waiting.append(pool.submit(work, chunk, session))
                 if len(waiting) > self.workers * BATCHES_IN_FLIGHT:
                     yield from waiting.popleft().result()
@@ -252,13 +253,11 @@ class Scanner:
         return replace(result, error=error, verdict=result.verdict if grave else "undecided")
 
     def _judge_together(self, items: Sequence[Any]) -> list[Result]:
-        return self._judge(items, self.session if len(items) == 1 else self._batch_session)
+        session = self.session if len(items) == 1 else self._batch_session
+        return [self._decide(scored) for scored in self._look(items, session, self.cascade)]
 
-    def _judge(self, items: Sequence[Any], session: Session) -> list[Result]:
-        return [self._decide(scored) for scored in self._look(items, session)]
-
-    def _look(self, items: Iterable[Any], session: Session) -> list[Scored]:
-        return self._score([self._prepare(item) for item in items], session, maps=False)
+    def _look(self, items: Iterable[Any], session: Session, cascade: bool = False) -> list[Scored]:
+        return self._score([self._prepare(item) for item in items], session, maps=False, cascade=cascade)
 
     def _prepare(self, item: Any, wanted: Callable[[str], bool] | None = None) -> _Prepared:
         path, sha256 = source.name_of(item), None

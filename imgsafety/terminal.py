@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -18,6 +18,7 @@ from imgsafety.decode import FRAMES, MAX_PIXELS
 from imgsafety.errors import SetupError
 from imgsafety.policy import shipped_policies
 from imgsafety.result import SEVERITY, Result
+from imgsafety.scan import DEFAULT_BATCH_SIZE
 from imgsafety.session import PROVIDERS
 
 NOTHING_FLAGGED, FLAGGED, FAILED, INTERRUPTED = 0, 1, 2, 130
@@ -65,6 +66,31 @@ def scanner_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Decode in worker processes: a decoder that crashes, hangs or takes all memory costs one picture, not the scan.",
         ),
     )
+    return with_options(command, options)
+
+
+def batch_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a `Scanner` that judges many pictures together."""
+    options = (
+        click.option(
+            "--batch-size",
+            type=click.IntRange(1),
+            default=DEFAULT_BATCH_SIZE,
+            show_default=True,
+            help="Pictures per call of the model.",
+        ),
+        click.option("--workers", type=click.IntRange(1), help="Threads; default: one per core."),
+        click.option(
+            "--cascade",
+            is_flag=True,
+            help="Look at a quarter of the pixels first, at all only where that does not settle it: faster, misses a little more.",
+        ),
+    )
+    return with_options(command, options)
+
+
+def with_options(command: Callable[..., Any], options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    """Give a command these options, in their order."""
     for option in reversed(options):
         command = option(command)
     return command

@@ -45,6 +45,13 @@ def test_the_first_look_settles_what_it_cannot_see(pair):
     assert (plain.verdict, cascade.verdict) == ("review", "review")
 
 
+def test_what_is_submitted_takes_the_first_look_as_well(pair):
+    for share, verdict in ((4, "allow"), (2, "review")):
+        futures = [pair[1].submit(small_red(share)) for _ in range(40)]
+        assert {future.result().verdict for future in futures} == {verdict}
+    pair[1].close()
+
+
 def test_single_calls_and_edits_look_at_all_pixels(pair):
     assert pair[1].check(small_red(4)).verdict == "review"
     assert pair[1].check_edit(Image.new("RGB", (SIZE, SIZE)), small_red(4)).verdict == "block"

@@ -16,25 +16,35 @@ STILL = [GOLDEN / name for name in ("rgb.png", "rgb_bmp.bmp", "grey_jpeg.jpg", "
 SIDE, TOLERANCE = 64, 1e-4
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """A small network with batch norms that are not the identity, and the file made from it."""
-    torch = pytest.importorskip("torch", reason="the network needs torch")
-    from training.export import export
-    from training.heads import HEADS
+def make_network(**options):
+    """A network with batch norms that are not the identity."""
+    import torch
+
     from training.model import build
 
-    torch.manual_seed(0)
-    network = build("mobilenet_v2", None, 0.0, pretrained=False, own_layers=3)
+    network = build("mobilenet_v2", None, 0.0, pretrained=False, **options)
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.running_mean.normal_(0, 0.1)
             layer.running_var.uniform_(0.5, 1.5)
     for layer in network.evidence.values():
         torch.nn.init.normal_(layer.weight, std=0.5)
+    return network
+
+
+@pytest.fixture(scope="module", params=[None, 4], ids=["one-network", "another-for-first-looks"])
+def exported(tmp_path_factory, request):
+    """The network for each side, and the file made from them."""
+    torch = pytest.importorskip("torch", reason="the network needs torch")
+    from training.export import export
+    from training.heads import HEADS
+
+    torch.manual_seed(0)
+    network = make_network(own_layers=3)
+    first = make_network(depth=request.param) if request.param else None
     path = tmp_path_factory.mktemp("export") / "small.onnx"
-    assert export(network, ModelSpec("small", "1", SIDE, HEADS), path) < TOLERANCE
-    return network, Session(path)
+    assert export(network, ModelSpec("small", "1", SIDE, HEADS), path, first) < TOLERANCE
+    return {SIDE: network, SIDE // 2: first or network}, Session(path)
 
 
 @pytest.mark.parametrize("side", [SIDE, SIDE // 2])
@@ -42,10 +52,10 @@ def exported(tmp_path_factory):
 def test_the_file_answers_what_the_network_answers(exported, batch, side):
     import torch
 
-    network, session = exported
+    networks, session = exported
     pixels = np.random.default_rng(batch).integers(0, 256, (batch, side, side, 3)).astype(np.uint8)
     with torch.no_grad():
-        attire, age = (answer.numpy() for answer in network.answer(torch.from_numpy(pixels))[:2])
+        attire, age = (answer.numpy() for answer in networks[side].answer(torch.from_numpy(pixels))[:2])
     scores = session.run(pixels)
     assert np.ptp(attire, axis=1).min() > 0.01  # a network that says nothing would agree with anything
     assert np.abs(attire - [list(one.heads["attire"].values()) for one in scores]).max() < TOLERANCE

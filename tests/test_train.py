@@ -1,5 +1,6 @@
 """Training end to end in seconds (training/smoke.toml), and the losses it rests on."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from training import calibrate, evaluate, export, mix, temperature, train  # noqa: E402
 from training.heads import AGE, ATTIRE, age_distribution, attire_target  # noqa: E402
 from training.model import build, graft, has_folded_norms, load_network, path_of, restore_norms  # noqa: E402
-from training.onnx_file import read_spec  # noqa: E402
+from training.onnx_file import TEMPERATURE_SUFFIX, read_spec, split_looks  # noqa: E402
 from training.settings import load_settings  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -64,10 +65,24 @@ def killed(data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(killed, data):
+def first(killed, data, tmp_path_factory):
+    """Folder of a run for first looks: the first layers alone, taught by the other run's network."""
+    folder = tmp_path_factory.mktemp("first")
+    shutil.copy(SMOKE, folder)
+    own = {"own_layers": 0, "depth": 4, "halve_every": 1, "teacher_weight": 1.0}
+    (folder / "first.toml").write_text('base = "smoke.toml"\n' + "".join(f"{name} = {value}\n" for name, value in own.items()))
+    words = ["--data", data, "--output", folder, "--settings", folder / "first.toml", "--no-pretraining", "--device", "cpu"]
+    words += ["--teacher", killed / "network.safetensors"]
+    result = CliRunner().invoke(train.main, list(map(str, words)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(killed, first, data):
     """The exported file, with temperatures fitted."""
     path = killed / "smoke.onnx"
-    run(export, network=killed / "network.safetensors", output=path)
+    run(export, network=killed / "network.safetensors", first=first / "network.safetensors", output=path)
     run(temperature, data=data, split=killed / "split.csv", model=path)
     return path
 
@@ -100,6 +115,26 @@ def test_the_exported_file_carries_its_spec_and_temperatures(model):
     spec = read_spec(onnx.load(model))
     assert (spec.identity, spec.size, [head.name for head in spec.heads]) == ("smoke 1", 64, ["attire", "age"])
     assert all(head.temperature != 1.0 for head in spec.heads)
+
+
+def test_each_look_has_temperatures_of_its_own(model):
+    import onnx
+
+    found = [
+        [float(onnx.numpy_helper.to_array(value)[0]) for value in look.graph.initializer if value.name.endswith(TEMPERATURE_SUFFIX)]
+        for look in split_looks(onnx.load(model))
+    ]
+    assert len(found) == 2 and len(set(found[0] + found[1]) - {1.0}) == 4
+
+
+def test_a_network_for_first_looks_is_the_first_layers_of_the_backbone(first):
+    network = load_network(first / "network.safetensors")
+    assert len(network.layers) == 5 and network.evidence["attire"].in_channels == 144  # the widening half of the fifth block
+
+
+def test_a_depth_at_which_there_is_no_block_is_refused():
+    with pytest.raises(ValueError, match="layer 18"):
+        build("mobilenet_v2", None, 0.0, pretrained=False, depth=18)
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +252,15 @@ def test_a_set_costs_minus_the_log_of_its_probability():
 
 def test_unknown_costs_nothing():
     assert loss(LOGITS, attire_target("")) == 0
+
+
+def test_a_teacher_teaches_nothing_about_a_picture_whose_label_says_nothing():
+    taught = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+    logits = torch.tensor([LOGITS])
+    expected = -(taught[0] * torch.log(SHARES)).sum().item()
+    labelled, unknown = (torch.tensor(attire_target(label))[None] for label in ("clothed", ""))
+    assert train.taught_loss(logits, taught, labelled).item() == pytest.approx(expected, abs=1e-5)
+    assert train.taught_loss(logits, taught, unknown).item() == 0
 
 
 def test_an_exact_age_costs_cross_entropy():

@@ -1,7 +1,7 @@
 """Write a trained network as one ONNX file with its spec inside: `python -m training.export --network A --output B`.
 
-Batch norms are folded, temperatures start at 1 (`training.temperature` fits them on the file itself),
-and the file is compared with the network on random pixels; beyond 1e-4 nothing is written.
+Batch norms are folded, weights stored in half precision, temperatures start at 1 (`training.temperature` fits them on the file
+itself), and the file is compared with the network on random pixels; beyond 1e-4 nothing is written.
 """
 
 import logging
@@ -20,9 +20,10 @@ from imgsafety.session import MAP_SUFFIX
 from imgsafety.spec import METADATA_KEY, ModelSpec, to_json
 from training.heads import HEADS
 from training.model import Network, load_network
-from training.onnx_file import insert_temperature, write_model
+from training.onnx_file import HALVED_SIZE, halve_weights, insert_temperature, join_looks, write_model
 from training.settings import load_settings
 
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 OPSET = 18
 PARITY = 1e-4
 
@@ -40,39 +41,51 @@ class Answering(nn.Module):
 
 
 @click.command(help=__doc__)
-@click.option(
-    "--network",
-    "network_path",
-    type=click.Path(path_type=Path, exists=True),
-    required=True,
-    help="network.safetensors of training.train.",
-)
+@click.option("--network", type=FILE, required=True, help="network.safetensors of training.train.")
+@click.option("--first", type=FILE, help="That of the first look of a cascade; without it the same network takes it.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The .onnx file to write, with .sha256 beside it.")
 @click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
-def main(network_path: Path, output: Path, settings_path: Path) -> None:
+def main(network: Path, first: Path | None, output: Path, settings_path: Path) -> None:
     settings = load_settings(settings_path)
     spec = ModelSpec(settings.name, settings.version, settings.size, HEADS)
-    difference = export(load_network(network_path), spec, output)
+    difference = export(load_network(network), spec, output, load_network(first) if first else None)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, differs from the network by {difference:.1e} at most")
 
 
-def export(network: Network, spec: ModelSpec, output: Path) -> float:
-    """Export, check parity, write; return the largest difference. Raises `ValueError` beyond `PARITY`."""
-    network = network.eval().to(memory_format=torch.contiguous_format)
-    pixels = torch.randint(0, 256, (2, spec.size, spec.size, 3), dtype=torch.uint8)
-    with torch.no_grad():
-        expected = network.answer(pixels)
-    network.layers = nn.Sequential(fuse(network.layers))
-    for name, tower in network.towers.items():
-        network.towers[name] = nn.Sequential(fuse(tower))
-    model = _to_onnx(network, pixels, spec)
+def export(network: Network, spec: ModelSpec, output: Path, first: Network | None = None) -> float:
+    """Export, check parity, write; return the largest difference. Raises `ValueError` beyond `PARITY`.
+
+    first: the network that takes pictures of half the side. Both come out with batch norms folded, weights rounded.
+    """
+    networks = [network, first or network]
+    for one in set(networks):
+        fold(one)
+    pixels = [torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8) for side in (spec.size, spec.size // 2)]
+    model = join_looks(*(_to_onnx(one, pixels[0], spec) for one in (network, first) if one is not None))
     runtime = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    answers = runtime.run(None, {"pixels": pixels.numpy()})
-    difference = max(float(np.abs(wanted.numpy() - found).max()) for wanted, found in zip(expected, answers, strict=True))
+    difference = max(_difference(one, runtime, some) for one, some in zip(networks, pixels, strict=True))
     if not difference < PARITY:  # NaN fails this too
         raise ValueError(f"the exported model differs from the network by {difference}")
     write_model(model, output)
     return difference
+
+
+@torch.no_grad()
+def fold(network: Network) -> None:
+    """Fold batch norms into the weights before them, and round the weights to the half precision that they are stored in."""
+    network.eval().to(memory_format=torch.contiguous_format)
+    network.layers = nn.Sequential(fuse(network.layers))
+    for name, tower in network.towers.items():
+        network.towers[name] = nn.Sequential(fuse(tower))
+    for weight in network.parameters():
+        if weight.numel() >= HALVED_SIZE:
+            weight.copy_(weight.half().float())
+
+
+@torch.no_grad()
+def _difference(network: Network, runtime: onnxruntime.InferenceSession, pixels: Tensor) -> float:
+    answers = runtime.run(None, {"pixels": pixels.numpy()})
+    return max(float(np.abs(wanted.numpy() - found).max()) for wanted, found in zip(network.answer(pixels), answers, strict=True))
 
 
 def _to_onnx(network: Network, pixels: Tensor, spec: ModelSpec) -> onnx.ModelProto:
@@ -94,6 +107,7 @@ def _to_onnx(network: Network, pixels: Tensor, spec: ModelSpec) -> onnx.ModelPro
     model: onnx.ModelProto = program.model_proto
     for name in names:
         insert_temperature(model, name)
+    halve_weights(model)
     onnx.helper.set_model_props(model, {METADATA_KEY: to_json(spec)})
     return model
 

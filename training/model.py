@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.mobilenetv2 import InvertedResidual
 
 from training.heads import HEADS
 
@@ -84,19 +85,21 @@ class Network(nn.Module):
         return probabilities + maps
 
 
-def build(backbone: str, weights: Path | None, dropout: float, pretrained: bool = True, own_layers: int = 0) -> Network:
-    """Build a network on any torchvision classifier.
+def build(
+    backbone: str, weights: Path | None, dropout: float, pretrained: bool = True, own_layers: int = 0, depth: int = 0
+) -> Network:
+    """Build a network on any torchvision classifier, or on its first `depth` layers.
 
     weights: a safetensors file of Keras MobileNetV2 weights; none takes torchvision's own (a download).
     """
     if weights is None:
         classifier = models.get_model(backbone, weights="DEFAULT" if pretrained else None)
-        return Network(_feature_layers(classifier), "torch", dropout, own_layers)
+        return Network(_feature_layers(classifier, depth), "torch", dropout, own_layers)
     if backbone != "mobilenet_v2":
         raise ValueError(f"the weights file holds mobilenet_v2, the settings ask for {backbone}")
     classifier = models.mobilenet_v2(num_classes=KERAS_CLASSES)
     classifier.load_state_dict(load_file(weights))
-    return Network(_feature_layers(classifier), "keras", dropout, own_layers)
+    return Network(_feature_layers(classifier, depth), "keras", dropout, own_layers)
 
 
 def save_weights(weights: Mapping[str, Tensor], about: Mapping[str, Any], path: Path) -> None:
@@ -117,7 +120,8 @@ def load_network(path: Path) -> Network:
     """Build the network that `training.train` saved as `network.safetensors`."""
     about = read_about(path)
     classifier = models.get_model(about["backbone"], weights=None)
-    network = Network(_feature_layers(classifier), about["padding"], float(about["dropout"]), about.get("own_layers", 0))
+    layers = _feature_layers(classifier, about.get("depth", 0))
+    network = Network(layers, about["padding"], float(about["dropout"]), about.get("own_layers", 0))
     network.load_state_dict(load_file(path))
     return network
 
@@ -135,10 +139,20 @@ def graft(network: Network, other: Network, head: str) -> None:
     network.evidence[head] = deepcopy(other.evidence[head])
 
 
-def _feature_layers(classifier: nn.Module) -> nn.Sequential:
-    """Everything up to the last feature map: `.features` where there is one, else all but pool and classifier."""
-    features = getattr(classifier, "features", None)
-    return features if isinstance(features, nn.Sequential) else nn.Sequential(*list(classifier.children())[:-2])
+def _feature_layers(classifier: nn.Module, depth: int = 0) -> nn.Sequential:
+    """Everything up to the last feature map: `.features` where there is one, else all but pool and classifier.
+
+    depth: only so many layers of MobileNetV2, and the widening half of the next, whose features are what evidence can be
+    read from (as SSDLite does, Sandler et al. 2018); 0: all.
+    """
+    found = getattr(classifier, "features", None)
+    features = found if isinstance(found, nn.Sequential) else nn.Sequential(*list(classifier.children())[:-2])
+    if not depth:
+        return features
+    block = features[depth]
+    if not isinstance(block, InvertedResidual):
+        raise ValueError(f"depth is {depth}: layer {depth} of this backbone is no block of MobileNetV2")
+    return nn.Sequential(*features[:depth], block.conv[0])
 
 
 def _channels(layers: nn.Sequential) -> int:

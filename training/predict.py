@@ -48,7 +48,11 @@ def predict(scanner: Scanner, rows: Sequence[Row], folder: Path, change: Change 
     for row, one in zip(rows, scored, strict=True):
         if one.error:
             raise ValueError(f"{row.path}: {one.error}")
-    return Answers({head: np.array([_answer(one.scores, head, name) for one in scored]) for head, name in WORST.items()})
+    return _answers([one.scores for one in scored])
+
+
+def _answers(looks: Sequence[Sequence[Scores]]) -> Answers:
+    return Answers({head: np.array([_answer(one, head, name) for one in looks]) for head, name in WORST.items()})
 
 
 def _answer(looks: Sequence[Scores], head: str, name: str) -> list[float]:
@@ -65,3 +69,8 @@ def first_looks(scanner: Scanner, rows: Sequence[Row], data: Path) -> list[Score
     size, session = scanner.session.spec.size, scanner.session
     pixels = (to_pixels(read_image(row, data, size), size) for row in rows)
     return [session.run(halve(one[np.newaxis]))[0] for one in pixels]
+
+
+def first_answers(scanner: Scanner, rows: Sequence[Row], data: Path) -> Answers:
+    """Like `predict`, for first looks."""
+    return _answers([[scores] for scores in first_looks(scanner, rows, data)])

@@ -18,7 +18,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from imgsafety.preprocess import to_pixels
 from training.manifest import Row
-from training.onnx_file import read_spec, write_model
+from training.onnx_file import join_looks, read_spec, split_looks, write_model
 from training.predict import read_image
 from training.settings import load_settings
 from training.split import read_fold
@@ -58,12 +58,14 @@ def main(data: Path, split: Path, model: Path, output: Path, settings_path: Path
 
 
 def quantize(model: Path, output: Path, rows: list[Row], folder: Path) -> None:
-    """Write the INT8 file. Convolutions and additions are quantised; heads and what follows stay float."""
-    spec = read_spec(onnx.load(model))
+    """Write the INT8 file. Convolutions and additions are quantised; heads, what follows and a first look stay float."""
+    whole, *first = split_looks(onnx.load(model))
+    spec = read_spec(whole)
     heads = {head.name for head in spec.heads}
     with tempfile.TemporaryDirectory() as scratch:
-        prepared, raw = Path(scratch) / "prepared.onnx", Path(scratch) / "int8.onnx"
-        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+        plain, prepared, raw = (Path(scratch) / f"{name}.onnx" for name in ("plain", "prepared", "int8"))
+        onnx.save(whole, plain)
+        quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
         graph = onnx.load(prepared).graph
         kept = [node.name for node in graph.node if any(f"evidence.{head}" in name for head in heads for name in node.input)]
         quantize_static(
@@ -79,7 +81,7 @@ def quantize(model: Path, output: Path, rows: list[Row], folder: Path) -> None:
             nodes_to_exclude=kept,
             calibrate_method=CalibrationMethod.MinMax,
         )
-        write_model(onnx.load(raw), output)
+        write_model(join_looks(onnx.load(raw), *first), output)
 
 
 if __name__ == "__main__":

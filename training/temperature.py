@@ -1,7 +1,7 @@
 """Fit the temperature of each head on the calibration fold and write it into the model file.
 
 `python -m training.temperature --data DIR --split split.csv --model MODEL` changes the `.onnx` file: its
-scores become probabilities that match how often labels are right (Guo et al. 2017). Needs no torch.
+scores become probabilities that match how often labels are right (Guo et al. 2017), at each look for itself. Needs no torch.
 """
 
 from pathlib import Path
@@ -14,8 +14,8 @@ from scipy.optimize import minimize_scalar
 from training.heads import AGE, ATTIRE, age_target, attire_target
 from training.manifest import Row
 from training.measure import Values
-from training.onnx_file import read_spec, set_temperatures, write_model
-from training.predict import Answers, open_scanner, predict
+from training.onnx_file import join_looks, scale_temperatures, split_looks, write_model
+from training.predict import Answers, first_answers, open_scanner, predict
 from training.settings import load_settings
 from training.split import read_fold
 
@@ -31,13 +31,12 @@ SMALLEST = 1e-12
 def main(data: Path, split: Path, model: Path, settings_path: Path) -> None:
     settings = load_settings(settings_path)
     rows = read_fold(data, split, "calibration", settings.licences)
-    answers = predict(open_scanner(model), rows, data)
-    file = onnx.load(model)
-    present = {head.name: head.temperature for head in read_spec(file).heads}
-    fitted = {name: present[name] * factor for name, factor in fit(rows, answers).items()}
-    set_temperatures(file, fitted)
-    write_model(file, model)
-    print("temperatures:", ", ".join(f"{name} {value:.3f}" for name, value in fitted.items()))
+    scanner, looks = open_scanner(model), split_looks(onnx.load(model))
+    for number, look in enumerate(looks):
+        answers = first_answers(scanner, rows, data) if number else predict(scanner, rows, data)
+        fitted = scale_temperatures(look, fit(rows, answers))
+        print(f"temperatures, look {number + 1}:", ", ".join(f"{name} {value:.3f}" for name, value in fitted.items()))
+    write_model(join_looks(*looks), model)
 
 
 def fit(rows: list[Row], answers: Answers) -> dict[str, float]:

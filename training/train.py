@@ -38,6 +38,7 @@ UNDER_18 = torch.tensor([edge <= ADULT for edge in AGE.edges[1:]], dtype=torch.f
 @click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
 @click.option("--imagenet", type=click.Path(path_type=Path), help="Keras MobileNetV2 safetensors; default: torchvision's.")
 @click.option("--start", type=click.Path(path_type=Path), help="network.safetensors to go on from, e.g. the shipped one.")
+@click.option("--teacher", type=click.Path(path_type=Path), help="network.safetensors whose answers are learned too.")
 @click.option("--no-pretraining", is_flag=True, help="Start from random weights (smoke runs).")
 @click.option("--leave-out", multiple=True, help="Train without this source, to measure on it: `training.evaluate --left-out`.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
@@ -47,6 +48,7 @@ def main(
     settings_path: Path,
     imagenet: Path | None,
     start: Path | None,
+    teacher: Path | None,
     no_pretraining: bool,
     leave_out: tuple[str, ...],
     device: str,
@@ -63,18 +65,22 @@ def main(
     if start is not None:
         network = load_network(start)
     if start is None or settings.grafted:
-        fresh = build(settings.backbone, imagenet, settings.dropout, not no_pretraining, settings.own_layers)
+        fresh = build(settings.backbone, imagenet, settings.dropout, not no_pretraining, settings.own_layers, settings.depth)
         if has_folded_norms(fresh):
             restore_norms(fresh, _plain_pixels(rows, data, settings))
         for head in settings.grafted if start is not None else ():
             graft(fresh, network, head)
         network = fresh
-    train(network, rows, data, output, settings, device)
+    train(network, rows, data, output, settings, device, load_network(teacher) if teacher else None)
 
 
-def train(network: Network, rows: list[Row], data: Path, output: Path, settings: Settings, device: str) -> None:
+def train(
+    network: Network, rows: list[Row], data: Path, output: Path, settings: Settings, device: str, teacher: Network | None = None
+) -> None:
     """Run every stage, from the checkpoint in `output` if there is one; write `network.safetensors`."""
     network.to(device).to(memory_format=torch.channels_last)
+    if teacher is not None:
+        teacher.eval().to(device).to(memory_format=torch.channels_last)
     freeze(network, settings)
     average = AveragedModel(network, avg_fn=get_ema_avg_fn(settings.average), use_buffers=True)
     optimizer = _optimizer(network, settings)
@@ -83,12 +89,15 @@ def train(network: Network, rows: list[Row], data: Path, output: Path, settings:
     started = time.monotonic()
     for step, (pixels, attire, age, trust) in _batches(rows, data, settings, done):
         _set_rate(optimizer, settings, step)
+        taught = _ask(teacher, pixels.to(device)) if teacher is not None else []
         if settings.halve_every and step % settings.halve_every == 0:
             pixels = torch.from_numpy(halve(pixels.numpy()))
         logits = network(pixels.to(device))
         losses = [head_loss(logits[0], attire.to(device), trust.to(device)), head_loss(logits[1], age.to(device), trust.to(device))]
         losses.append(settings.age_error_weight * expected_age_loss(logits[1], age.to(device)))
         losses.append(settings.minor_weight * minor_loss(logits[1], age.to(device)))
+        for mine, theirs, target in zip(logits, taught, (attire, age), strict=False):
+            losses.append(settings.teacher_weight * taught_loss(mine, theirs, target.to(device)))
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
         nn.utils.clip_grad_norm_(network.parameters(), 2.0)
@@ -139,6 +148,21 @@ def minor_loss(logits: Tensor, weights: Tensor) -> Tensor:
     return (losses * exact).sum() / exact.sum().clamp(min=1)
 
 
+def taught_loss(logits: Tensor, taught: Tensor, weights: Tensor) -> Tensor:
+    """Mean cross-entropy with a teacher's probabilities `(batch, labels)` (Hinton et al. 2015), over rows with a label.
+
+    The others stay out because some of them must: an exposed picture teaches no age.
+    """
+    informative = (weights.amin(dim=1) < 1).float()
+    losses = -(taught * torch.log_softmax(logits, dim=1)).sum(dim=1) * informative
+    return losses.sum() / informative.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def _ask(teacher: Network, pixels: Tensor) -> list[Tensor]:
+    return [torch.softmax(logits, dim=1) for logits in teacher(pixels)]
+
+
 def freeze(network: Network, settings: Settings) -> None:
     """Keep the first layers of the backbone and the towers of `frozen_heads` as they are, also their batch statistics."""
     if settings.frozen_heads and not network.own_layers:
@@ -154,7 +178,7 @@ def save_network(network: nn.Module, path: Path, settings: Settings) -> None:
     """Write the weights of a network that these settings describe."""
     assert isinstance(network, Network)
     about = {"backbone": settings.backbone, "padding": network.padding, "dropout": str(settings.dropout)}
-    save_weights(network.state_dict(), {**about, "own_layers": network.own_layers}, path)
+    save_weights(network.state_dict(), {**about, "own_layers": network.own_layers, "depth": settings.depth}, path)
 
 
 def _batches(rows: list[Row], data: Path, settings: Settings, done: int) -> Iterator[tuple[int, list[Tensor]]]:

@@ -14,17 +14,19 @@ from imgsafety.audit_log import Judge, open_log
 from imgsafety.errors import SetupError
 from imgsafety.result import Result
 from imgsafety.runs import scan_run
-from imgsafety.scan import DEFAULT_BATCH_SIZE, Scanner
+from imgsafety.scan import Scanner
 from imgsafety.source import Selection
 from imgsafety.store import open_to_write
 from imgsafety.terminal import (
     FAILED,
     FLAGGED,
     NOTHING_FLAGGED,
+    batch_options,
     open_output,
     scanner_options,
     stop_on_signals,
     summarise,
+    with_options,
     with_progress,
 )
 
@@ -40,23 +42,13 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--sample", type=click.IntRange(1), help="Judge a uniform random sample of so many files."),
         click.option("--seed", type=int, default=0, show_default=True, help="Another seed is another sample."),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
 @scanner_options
-@click.option(
-    "--batch-size", type=click.IntRange(1), default=DEFAULT_BATCH_SIZE, show_default=True, help="Pictures per call of the model."
-)
-@click.option("--workers", type=click.IntRange(1), help="Threads; default: one per core.")
-@click.option(
-    "--cascade",
-    is_flag=True,
-    help="Look at a quarter of the pixels first, and at all only where that does not settle it: faster, misses a little more.",
-)
+@batch_options
 @selection_options
 @click.option(
     "--format",

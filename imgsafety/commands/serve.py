@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from imgsafety.errors import SetupError
-from imgsafety.scan import DEFAULT_BATCH_SIZE, MAX_WAIT, Scanner
-from imgsafety.terminal import NOTHING_FLAGGED, scanner_options
+from imgsafety.scan import MAX_WAIT, Scanner
+from imgsafety.terminal import NOTHING_FLAGGED, batch_options, scanner_options
 
 
 @click.command()
@@ -31,10 +31,7 @@ from imgsafety.terminal import NOTHING_FLAGGED, scanner_options
     help="Seconds for a body to arrive, and again to be judged; then undecided.",
 )
 @click.option("--max-connections", type=click.IntRange(1), default=128, show_default=True, help="At once; more are answered 503.")
-@click.option(
-    "--batch-size", type=click.IntRange(1), default=DEFAULT_BATCH_SIZE, show_default=True, help="Pictures per call of the model."
-)
-@click.option("--workers", type=click.IntRange(1), help="Threads; default: one per core.")
+@batch_options
 @click.option(
     "--max-wait",
     type=click.FloatRange(0),
