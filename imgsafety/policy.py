@@ -15,6 +15,9 @@ a score that is missing or not finite must not read as "below the threshold"; it
 
     [cascade]                                # for `Scanner(cascade=True)`: all below in the first look settle a picture
     exposed = 0.02
+
+    [thorough.tile]                          # for `Scanner(thorough=True)`: in a tile, rules ask for at least this (also: turn)
+    exposed = 0.9
 """
 
 import hashlib
@@ -22,11 +25,12 @@ import math
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from imgsafety.errors import PolicyError
+from imgsafety.preprocess import LOOKS
 from imgsafety.result import SEVERITY, Decision, Reason, Scores, Verdict
 
 FOLDER = Path(__file__).parent / "policies"
@@ -52,7 +56,8 @@ class Policy:
 
     cascade: score name to the value below which a first look at few pixels settles that no rule will fire; empty
     when the policy was not calibrated for that. model_sha256: of the model's file that it was calibrated for; empty when
-    it was not calibrated.
+    it was not calibrated. thorough: look (`tile`, `turn`) to score name to the least value that fires there, where a rule asks
+    for less.
     """
 
     name: str
@@ -61,11 +66,21 @@ class Policy:
     sha256: str = ""
     cascade: Mapping[str, float] = field(default_factory=dict)
     model_sha256: str = ""
+    thorough: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def score_names(self) -> frozenset[str]:
-        """Every score that some rule names."""
-        return frozenset(name for rule in self.rules for name in (*rule.when, *rule.before_below)) | frozenset(self.cascade)
+        """Every score that the policy names."""
+        tables = [table for rule in self.rules for table in (rule.when, rule.before_below)]
+        return frozenset(name for table in (*tables, self.cascade, *self.thorough.values()) for name in table)
+
+    def for_look(self, look: str) -> "Policy":
+        """The policy for one look of a thorough scan: in a tile or turn, rules may ask for more than in the whole."""
+        least = self.thorough.get(look, {})
+        rules = (
+            replace(rule, when={name: max(value, least.get(name, 0.0)) for name, value in rule.when.items()}) for rule in self.rules
+        )
+        return replace(self, rules=tuple(rules)) if least else self
 
 
 def shipped_policies() -> tuple[str, ...]:
@@ -91,7 +106,7 @@ def parse_policy(text: str, where: str = "policy") -> Policy:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as problem:  # ValueError: also a number of 5,000 digits
         raise PolicyError(f"{where}: not TOML: {problem}") from problem
-    if unknown := set(table) - {"name", "model", "rules", "cascade", "calibration"}:
+    if unknown := set(table) - {"name", "model", "rules", "cascade", "thorough", "calibration"}:
         raise PolicyError(f"{where}: unknown key {sorted(unknown)[0]!r}")
     entries = table.get("rules")
     if not isinstance(entries, list) or not entries:
@@ -101,11 +116,15 @@ def parse_policy(text: str, where: str = "policy") -> Policy:
         raise PolicyError(f"{where}: two rules have the same name")
     digest = hashlib.sha256(text.encode()).hexdigest()
     cascade = _thresholds(table["cascade"], f"{where}: cascade") if "cascade" in table else {}
+    thorough = table.get("thorough", {})
+    if not isinstance(thorough, dict) or not thorough.keys() <= set(LOOKS[1:]):
+        raise PolicyError(f"{where}: thorough must be a table of {' and '.join(dict.fromkeys(LOOKS[1:]))}")
+    thorough = {look: _thresholds(values, f"{where}: thorough.{look}") for look, values in thorough.items()}
     calibration = table.get("calibration", {})
     if not isinstance(calibration, dict):
         raise PolicyError(f"{where}: calibration must be a table")
     model_sha256 = _text(calibration, "model_sha256", where) if "model_sha256" in calibration else ""
-    return Policy(_text(table, "name", where), _text(table, "model", where), rules, digest, cascade, model_sha256)
+    return Policy(_text(table, "name", where), _text(table, "model", where), rules, digest, cascade, model_sha256, thorough)
 
 
 def _parse_rule(entry: Any, where: str) -> Rule:

@@ -14,6 +14,7 @@ from PIL import Image
 REDUCING_MARGIN = 1.3
 TILE = 0.6  # of the picture's sides: four tiles overlap in the middle, so a person on a seam is whole in one
 TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+LOOKS = ("whole", *("tile",) * 4, *("turn",) * len(TURNS))  # what a thorough scan looks at, in the order of `looks`
 
 
 def to_pixels(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:

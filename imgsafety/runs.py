@@ -180,12 +180,12 @@ def _resolve(
 
 
 def _decided(store: Store, policy: Policy, spec: ModelSpec) -> Iterator[tuple[int, Result, int | None]]:
-    after = 0
+    after, thorough = 0, bool(store.fact("settings").get("thorough"))
     while batch := store.pictures(after, DECIDE_BATCH):
         for id_, sha256, error, opinion in batch:
             outputs = split_columns(opinion.scores, store.heads)
             scores = tuple(read_out(spec, outputs, row) for row in range(len(opinion.scores)))
-            scored = Scored(None, sha256, opinion.frames, scores, None if scores else error)
+            scored = Scored(None, sha256, opinion.frames, scores, None if scores else error, thorough=thorough)
             result, deciding = judge(policy, scored)
             yield id_, result, deciding
         after = batch[-1][0]

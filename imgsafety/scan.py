@@ -26,7 +26,7 @@ from imgsafety.errors import ImageError, ModelError, SetupError
 from imgsafety.isolate import Workers, prepare
 from imgsafety.policy import Policy, check_fit, load_policy, settled
 from imgsafety.policy import decide as apply_policy
-from imgsafety.preprocess import halve
+from imgsafety.preprocess import LOOKS, halve
 from imgsafety.result import SEVERITY, Pixels, Result, Scores, Verdict, make_result
 from imgsafety.session import Session, score_names
 from imgsafety.tensor import split_tensor
@@ -60,6 +60,7 @@ class Scored:
 
     scores: one entry per frame of an animation, per ground under a transparent picture, per look of a thorough
     scan. frames: the frame that each entry is of; none for a still picture. skipped: nobody wanted its scores.
+    thorough: the entries are the looks of each frame, in the order of `preprocess.LOOKS`.
     """
 
     path: str | None
@@ -68,6 +69,7 @@ class Scored:
     scores: tuple[Scores, ...] = ()
     error: str | None = None
     skipped: bool = False
+    thorough: bool = False
 
 
 class Scanner:
@@ -283,9 +285,13 @@ class Scanner:
             scores = iter(self._run_cascade(frames, session) if cascade else self._run(frames, session, maps))
         except ModelError as problem:
             if len(prepared) == 1:
-                return [_scored(prepared[0], (), prepared[0].error or str(problem))]
+                return [self._scored(prepared[0], (), prepared[0].error or str(problem))]
             return [scored for one in prepared for scored in self._score([one], session, maps, cascade)]
-        return [_scored(one, tuple(islice(scores, len(one.frames))), one.error) for one in prepared]
+        return [self._scored(one, tuple(islice(scores, len(one.frames))), one.error) for one in prepared]
+
+    def _scored(self, one: _Prepared, scores: tuple[Scores, ...], error: str | None) -> Scored:
+        frames = tuple(frame.frame for frame in one.frames[: len(scores)])
+        return Scored(one.path, one.sha256, frames, scores, error, one.skipped, self.thorough)
 
     def _run(self, frames: Sequence[Pixels], session: Session, maps: bool = False) -> list[Scores]:
         return [scores for batch in _batches(frames, self.batch_size) for scores in session.run(batch, maps)]
@@ -309,19 +315,17 @@ def judge(policy: Policy, scored: Scored, before: Sequence[Scores] = ()) -> tupl
     if scored.error or not scored.scores:
         verdict = Verdict("undecided", error=scored.error or "no frame could be judged")
         return make_result(scored.path, scored.sha256, None, None, verdict), None
+    policies = [policy.for_look(look) for look in LOOKS] if scored.thorough else [policy]
     judged = [
-        (apply_policy(policy, scores, other), index) for index, scores in enumerate(scored.scores) for other in (before or (None,))
+        (apply_policy(policies[index % len(policies)], scores, other), index)
+        for index, scores in enumerate(scored.scores)
+        for other in (before or (None,))
     ]
     verdict, index = max(judged, key=lambda entry: _gravity(entry[0], scored.scores[entry[1]]))
     scores = scored.scores[index]
     fired = {name for reason in verdict.reasons for name in reason.scores if name in scores.maps}
     where = {name: boxes(scores.maps[name]) for name in sorted(fired)}
     return make_result(scored.path, scored.sha256, scored.frames[index], scores, verdict, where), index
-
-
-def _scored(one: _Prepared, scores: tuple[Scores, ...], error: str | None) -> Scored:
-    frames = tuple(frame.frame for frame in one.frames[: len(scores)])
-    return Scored(one.path, one.sha256, frames, scores, error, one.skipped)
 
 
 def _per_frame(scored: Scored) -> list[Scores]:

@@ -139,6 +139,9 @@ def test_a_policy_may_name_any_score_of_the_model():
         (POLICY.replace("minor = 0.3", 'minor = "high"'), "not a number from 0 to 1"),
         (POLICY.replace("minor = 0.3", "age.under_12 = 0.3"), "names with dots in quotes"),
         (POLICY.replace("before_below = { minimal_attire = 0.3 }", "before_below = {}"), "needs at least one"),
+        (POLICY + "[thorough]\nexposed = 0.5", "thorough must be a table of tile and turn"),
+        (POLICY + "[thorough.tile]\nexposed = 1.5", "thorough.tile: threshold of 'exposed'"),
+        (POLICY + "[thorough.whole]\nexposed = 0.5", "thorough must be a table of tile and turn"),
     ],
 )
 def test_a_malformed_policy_says_what_is_wrong(wrong, message):
@@ -185,3 +188,15 @@ def test_an_audit_holds_nothing_back():
 def test_a_misspelt_table_is_not_left_out_in_silence():
     with pytest.raises(PolicyError, match="unknown key 'rule'"):
         parse_policy(POLICY + "\n[[rule]]\nname = 'x'\n")
+
+
+def test_a_look_asks_for_more_and_never_for_less():
+    policy = parse_policy(POLICY + "[thorough.turn]\nexposed = 0.9\nminimal_attire = 0.1\n")
+    assert [rule.when for rule in policy.for_look("turn").rules] == [
+        {"minor": 0.3, "exposed": 0.9},
+        {"minimal_attire": 0.5},
+        {"minimal_attire": 0.5},
+    ]
+    assert policy.for_look("whole") is policy.for_look("tile") is policy
+    with pytest.raises(PolicyError, match="exposed"):
+        check_fit(policy, "toy 1", frozenset({"minor", "minimal_attire"}))

@@ -7,7 +7,15 @@ import pytest
 from PIL import Image
 
 from imgsafety import Policy, Scanner, SetupError
+from imgsafety.policy import parse_policy
+from imgsafety.runs import decide_run, scan_run
+from imgsafety.store import open_to_write
 from imgsafety.where import boxes
+from tests.toy import POLICY
+
+SMALL_RED = Image.new("RGB", (320, 320), "black")
+SMALL_RED.paste((255, 0, 0), (0, 0, 55, 55))
+NOT_IN_A_TILE = "\n[thorough.tile]\nminimal_attire = 1.0\nexposed = 1.0\n"
 
 
 def corner_picture() -> Image.Image:
@@ -45,11 +53,30 @@ def test_without_asking_there_are_no_maps(scanner: Scanner) -> None:
 
 def test_thorough_finds_what_a_turn_or_tile_shows(toy_path: Path, toy_policy: Policy) -> None:
     # The toy model needs half a place of its 4 x 4 grid in red; a tile enlarges the patch enough.
-    picture = Image.new("RGB", (320, 320), "black")
-    picture.paste((255, 0, 0), (0, 0, 55, 55))
     default, thorough = (Scanner(toy_path, toy_policy, thorough=more) for more in (False, True))
-    assert default.check(picture).verdict == "allow"
-    assert thorough.check(picture).verdict == "review"
+    assert default.check(SMALL_RED).verdict == "allow"
+    assert thorough.check(SMALL_RED).verdict == "review"
+
+
+def test_a_tile_counts_from_what_the_policy_asks_of_tiles(toy_path: Path) -> None:
+    strict = Scanner(toy_path, parse_policy(POLICY + NOT_IN_A_TILE), thorough=True)
+    assert strict.check(SMALL_RED).verdict == "allow"
+    assert strict.check(Image.new("RGB", (64, 64), "red")).verdict == "review"  # the whole counts as it always does
+    of_turns = Scanner(toy_path, parse_policy(POLICY + NOT_IN_A_TILE.replace("tile", "turn")), thorough=True)
+    assert of_turns.check(SMALL_RED).verdict == "review"
+
+
+def test_a_later_decision_knows_the_looks_of_a_thorough_run(toy_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    SMALL_RED.save(tmp_path / "pictures" / "a.png")
+    plain, strict = parse_policy(POLICY), parse_policy(POLICY + NOT_IN_A_TILE)
+    with open_to_write(tmp_path / "run.sqlite") as store:
+        found = scan_run(Scanner(toy_path, plain, thorough=True), store, [str(tmp_path / "pictures")])
+        assert [result.verdict for result in found] == ["review"]
+        decide_run(store, strict)
+        assert [result.verdict for result in store.results()] == ["allow"]
+        decide_run(store, plain)
+        assert [result.verdict for result in store.results()] == ["review"]
 
 
 def test_thorough_refuses_maps(toy_path: Path, toy_policy: Policy) -> None:

@@ -26,6 +26,7 @@ from scipy import stats
 
 from imgsafety import Scanner
 from imgsafety.policy import parse_policy
+from imgsafety.preprocess import LOOKS
 from training.heads import EXPOSED, OLDEST
 from training.manifest import ADULT, ATTIRE_VALUES, ManifestError, Row, load_manifest, manifest_sha256
 from training.measure import Values, rate
@@ -155,6 +156,8 @@ def calibrate(
         rules.append("[[rules]]\n" + "\n".join(lines))
     if scanner.session.any_side and "cascade" in recipe:
         rules.append(_cascade(scanner, rows, data, recipe["cascade"], target_miss, confidence, found))
+    if "thorough" in recipe:
+        rules += _thorough(open_scanner(scanner.session.path, thorough=True), rows, data, recipe["thorough"])
     header = _header(scanner, data, name, recipe["about"], confidence)
     record = "\n".join(_record(promise, threshold) for promise, threshold in found.items())
     return header + "\n" + "\n\n".join(rules) + "\n\n# What each threshold promises, and the pictures it rests on.\n" + record
@@ -179,6 +182,24 @@ def _cascade(
         found[promise] = _threshold(rows, values, *promise, confidence, most=most)
         lines.append(f"{score} = {found[promise].value}")
     return "\n".join(lines)
+
+
+def _thorough(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict[str, float]) -> list[str]:
+    """The `[thorough]` tables: what a tile or turn must score, so that all of them flag few pictures more than the whole does."""
+    scored = list(scanner.score(data / row.path for row in rows))
+    tables = []
+    for look in dict.fromkeys(LOOKS[1:]):
+        lines = []
+        for score, share in recipe.items():
+            others = cases_of(rows, "when", score)[1]
+            worst = [
+                max(scores.named[score] for index, scores in enumerate(one.scores) if LOOKS[index % len(LOOKS)] == look)
+                for one in scored
+            ]
+            value = affordable_threshold(np.array(worst)[others], share)
+            lines.append(f"{score} = {min(math.ceil(value * 10**DECIMALS) / 10**DECIMALS, 1.0) if math.isfinite(value) else 1.0}")
+        tables.append(f"# At most these shares of other pictures reach these in a {look}.\n[thorough.{look}]\n" + "\n".join(lines))
+    return tables
 
 
 def cases_of(rows: Sequence[Row], key: str, score: str) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:

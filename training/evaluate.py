@@ -27,6 +27,7 @@ from training.tables import (
     changed_tables,
     edit_table,
     markdown,
+    thorough_tables,
     threshold,
     verdict_table,
 )
@@ -66,7 +67,7 @@ def main(
     settings = load_settings(settings_path)
     if write and (left_out or quick or thorough or model or fold != "test" or policy_name != "default"):
         raise click.UsageError("--write is for all tables of the shipped model and policy on the test fold: no other choice")
-    policy, scanner = load_policy(policy_name), open_scanner(model, thorough)
+    policy, scanner = load_policy(policy_name), open_scanner(model)
     if left_out:
         if quick or thorough:
             raise click.UsageError("--left-out prints the tables of attire only; it goes with neither --quick nor --thorough")
@@ -78,7 +79,7 @@ def main(
     check_fit(policy, session.spec.identity, score_names(session.spec), session.sha256)
     rows = read_fold(data, split, fold, settings.licences)
     if thorough:
-        print(markdown(changed_tables(scanner, Measured(rows, Answers({})), policy, data, changed_rows)))
+        print(markdown(thorough_tables(Scanner(model, policy, thorough=True), Measured(rows, Answers({})), data, changed_rows)))
         return
     measured = Measured(rows, predict(scanner, rows, data))
     tables = [*attire_tables(measured, policy), *age_tables(measured, policy), calibration_table(measured)]

@@ -30,7 +30,7 @@ class Answers:
         return Answers({name: values[chosen] for name, values in self.heads.items()})
 
 
-# Of several looks at one picture (a thorough scanner), the one that scores highest here answers for a head.
+# Of several looks at one picture (frames, grounds under a transparent one), the one that scores highest here answers for a head.
 WORST = {ATTIRE.name: "minimal_attire", AGE.name: "minor"}
 
 

@@ -5,6 +5,7 @@ What a reader would get wrong: all thresholds are those of the policy that is pa
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -323,32 +324,68 @@ def cascade_table(scanner: Scanner, all_rows: Measured, policy: Policy, data: Pa
 def changed_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path, most: int) -> Iterator[Table]:
     """The same pictures, changed: recall of minimal attire and of minors, at the shipped thresholds."""
     random = np.random.default_rng(0)
-    attire = all_rows.column("attire")
-    minimal = some_rows(all_rows.rows, attire == "minimal", random, most)
-    others = some_rows(all_rows.rows, np.isin(attire, ("clothed", "no_person", "not_minimal")), random, most)
+    minimal, others = _minimal_and_others(all_rows, random, most)
     ages = all_rows.exact_age
     minors, adults = some_rows(all_rows.rows, ages < ADULT, random, most), some_rows(all_rows.rows, ages >= 25, random, most)
     limits = (threshold(policy, "minimal-attire", "minimal_attire"), threshold(policy, "minor-exposed", "minor"))
 
-    def score(name: str, make: Callable[[int], Change]) -> tuple[str, ...]:
-        cells = [name]
+    def score(make: Callable[[int], Change]) -> list[str]:
+        cells = []
         for rows, minor, flagged in ((minimal, 0, False), (others, 0, True), (minors, 1, False), (adults, 1, True)):
-            part = _predict_changed(scanner, rows, data, make)
+            part = Measured(rows, predict(scanner, rows, data, _in_turn(make)))
             scores = part.under(ADULT) if minor else part.minimal
             cells.append(str(rate(scores >= limits[minor] if flagged else scores < limits[minor])))
-        return tuple(cells)
+        return cells
 
     columns = ("change", "minimal missed", "others flagged", "minors missed", "adults 25+ flagged")
+    yield from _tables_of_changes(all_rows, data, random, most, columns, score)
+
+
+def thorough_tables(scanner: Scanner, all_rows: Measured, data: Path, most: int) -> Iterator[Table]:
+    """The same for attire alone, by a thorough scanner with its policy: each look has thresholds of its own."""
+    random = np.random.default_rng(0)
+    minimal, others = _minimal_and_others(all_rows, random, most)
+
+    def score(make: Callable[[int], Change]) -> list[str]:
+        cells = []
+        for rows, wanted in ((minimal, False), (others, True)):
+            change = _in_turn(make)
+            results = scanner.scan(change(read_image(row, data)) for row in rows)
+            fired = np.array([any(reason.rule == "minimal-attire" for reason in result.reasons) for result in results])
+            cells.append(str(rate(fired == wanted)))
+        return cells
+
+    yield from _tables_of_changes(all_rows, data, random, most, ("change", "minimal missed", "others flagged"), score)
+
+
+def _minimal_and_others(all_rows: Measured, random: np.random.Generator, most: int) -> tuple[list[Row], list[Row]]:
+    attire = all_rows.column("attire")
+    minimal = some_rows(all_rows.rows, attire == "minimal", random, most)
+    return minimal, some_rows(all_rows.rows, np.isin(attire, ("clothed", "no_person", "not_minimal")), random, most)
+
+
+def _in_turn(make: Callable[[int], Change]) -> Change:
+    """The change for the first picture, then that for the second, and so on."""
+    counter = count()
+    return lambda image: make(next(counter))(image)
+
+
+def _tables_of_changes(
+    all_rows: Measured,
+    data: Path,
+    random: np.random.Generator,
+    most: int,
+    columns: tuple[str, ...],
+    score: Callable[[Callable[[int], Change]], list[str]],
+) -> Iterator[Table]:
     yield Table(
         "Robustness",
         f"At most {most} held-out pictures per column, each changed, at the shipped thresholds.",
         columns,
-        [score(name, lambda _, change=change: change) for name, change in ROBUSTNESS.items()],  # type: ignore[misc]
+        [(name, *score(lambda _, change=change: change)) for name, change in ROBUSTNESS.items()],  # type: ignore[misc]
     )
-    grounds = [
-        read_image(row, data)
-        for row in some_rows(all_rows.rows, (attire == "no_person") & (all_rows.column("framing") != "figure"), random, most)
-    ]
+    empty = (all_rows.column("attire") == "no_person") & (all_rows.column("framing") != "figure")
+    grounds = [read_image(row, data) for row in some_rows(all_rows.rows, empty, random, most)]
 
     def paste(share: float) -> Callable[[int], Change]:
         return lambda index: smaller(share, grounds[index % len(grounds)], (index % 5) / 4)
@@ -362,8 +399,8 @@ def changed_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: P
         "Small people and collages",
         "The same pictures pasted into pictures without people, at a share of the frame's side, or as one cell of a grid.",
         columns,
-        [score(f"pasted at 1/{part} of the frame", paste(1 / part)) for part in (2, 3, 4)]
-        + [score(f"one cell of {side} x {side}", grid(side)) for side in (2, 3)],
+        [(f"pasted at 1/{part} of the frame", *score(paste(1 / part))) for part in (2, 3, 4)]
+        + [(f"one cell of {side} x {side}", *score(grid(side))) for side in (2, 3)],
     )
 
 
@@ -396,11 +433,6 @@ def edit_table(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path)
             (f"minimal, {name}", fired(minimal.minimal, edited(minimal, name))),
         ]
     return Table("Edits: the rule `undressed`", "First picture: what came in. Second: what goes out.", ("pair", "fires"), rows)
-
-
-def _predict_changed(scanner: Scanner, rows: Sequence[Row], data: Path, make: Callable[[int], Change]) -> Measured:
-    counter = iter(range(len(rows)))  # changes are asked for in the order of rows
-    return Measured(rows, predict(scanner, rows, data, lambda image: make(next(counter))(image)))
 
 
 def some_rows(rows: Sequence[Row], chosen: Mask, random: np.random.Generator, most: int) -> list[Row]:
