@@ -34,7 +34,7 @@ MAX_FRAMES = 10_000
 # A thinner picture explodes when it is resized: 1 x 70,000,000 pixels would need 63 GB on the way to 224 x 224.
 MAX_SIDE = 65_535
 # JPEG data goes to its decoder in pieces of this size: one that makes every byte cost a pass over the picture is noticed.
-JPEG_BLOCK = 4096
+JPEG_BLOCK = 16_384
 FLOAT_SLACK = 1e-3
 MAX_PIXELS = 80_000_000
 FRAMES = 8

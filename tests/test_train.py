@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from imgsafety import PolicyError, Scanner, load_policy
+from imgsafety.preprocess import halve, to_pixels
+from imgsafety.session import Session
 from tests.drawn import write_labelled
 from tests.test_manifest import SETTINGS
 
@@ -20,7 +23,7 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from training import calibrate, evaluate, export, mix, temperature, train  # noqa: E402
+from training import calibrate, evaluate, export, mix, quantize, temperature, train  # noqa: E402
 from training.heads import AGE, ATTIRE, age_distribution, attire_target  # noqa: E402
 from training.model import build, graft, has_folded_norms, load_network, path_of, restore_norms  # noqa: E402
 from training.onnx_file import TEMPERATURE_SUFFIX, read_spec, split_looks  # noqa: E402
@@ -115,6 +118,37 @@ def test_the_exported_file_carries_its_spec_and_temperatures(model):
     spec = read_spec(onnx.load(model))
     assert (spec.identity, spec.size, [head.name for head in spec.heads]) == ("smoke 1", 64, ["attire", "age"])
     assert all(head.temperature != 1.0 for head in spec.heads)
+
+
+def test_the_int8_file_answers_nearly_what_the_float_file_does(model, killed, data):
+    int8 = killed / "int8.onnx"
+    run(quantize, data=data, split=killed / "split.csv", model=model, output=int8)
+    assert int8.stat().st_size < model.stat().st_size
+    pixels = np.stack([to_pixels(Image.open(path).convert("RGB"), 64) for path in sorted((data / "drawn_figures").iterdir())[:24]])
+    for seen in (pixels, halve(pixels)):
+        exact, rounded = (
+            np.array([list(one.heads["attire"].values()) for one in Session(path).run(seen)]) for path in (model, int8)
+        )
+        assert 0 < np.abs(exact - rounded).max() < 0.1 and np.ptp(exact, axis=1).min() > 0.01
+
+
+def test_a_bias_gives_up_what_rounded_weights_add_on_average():
+    from onnx import TensorProto, helper, numpy_helper
+
+    def graph(nodes, **values):
+        initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
+        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+        return helper.make_graph(nodes, "g", ends[:1], ends[1:], initializers)
+
+    weight = np.array([0.26, -0.5], np.float32).reshape(1, 2, 1, 1)
+    plain = graph([helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv")], w=weight, b=np.array([1.0], np.float32))
+    nodes = [helper.make_node("DequantizeLinear", [f"{name}q", f"{name}s"], [name]) for name in "wb"]
+    levels = np.rint(weight / 0.1).astype(np.int8)  # 0.3 instead of 0.26
+    scales = {"ws": np.array([0.1], np.float32), "bs": np.array([0.01], np.float32)}
+    rounded = graph([*nodes, plain.node[0]], wq=levels, bq=np.array([100], np.int32), **scales)
+    quantize.correct_biases(rounded, plain, {"conv": np.array([2.0, 7.0], np.float32)})
+    (bias,) = (numpy_helper.to_array(value) for value in rounded.initializer if value.name == "bq")
+    assert bias == [92]  # 100 - 0.04 x 2 / 0.01
 
 
 def test_each_look_has_temperatures_of_its_own(model):
