@@ -16,7 +16,7 @@ a score that is missing or not finite must not read as "below the threshold"; it
     [cascade]                                # for `Scanner(cascade=True)`: all below in the first look settle a picture
     exposed = 0.02
 
-    [thorough.tile]                          # for `Scanner(thorough=True)`: in a tile, rules ask for at least this (also: turn)
+    [thorough.tile]                          # for `Scanner(thorough=True)`: in a tile, rules ask for at least this
     exposed = 0.9
 """
 
@@ -56,8 +56,8 @@ class Policy:
 
     cascade: score name to the value below which a first look at few pixels settles that no rule will fire; empty
     when the policy was not calibrated for that. model_sha256: of the model's file that it was calibrated for; empty when
-    it was not calibrated. thorough: look (`tile`, `turn`) to score name to the least value that fires there, where a rule asks
-    for less.
+    it was not calibrated. thorough: look (`tile`, `turn`, `negative`) to score name to the least value that fires
+    there, where a rule asks for less.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Policy:
         return frozenset(name for table in (*tables, self.cascade, *self.thorough.values()) for name in table)
 
     def for_look(self, look: str) -> "Policy":
-        """The policy for one look of a thorough scan: in a tile or turn, rules may ask for more than in the whole."""
+        """The policy for one look of a thorough scan: in a tile, turn or negative, rules may ask for more than in the whole."""
         least = self.thorough.get(look, {})
         rules = (
             replace(rule, when={name: max(value, least.get(name, 0.0)) for name, value in rule.when.items()}) for rule in self.rules
@@ -118,7 +118,7 @@ def parse_policy(text: str, where: str = "policy") -> Policy:
     cascade = _thresholds(table["cascade"], f"{where}: cascade") if "cascade" in table else {}
     thorough = table.get("thorough", {})
     if not isinstance(thorough, dict) or not thorough.keys() <= set(LOOKS[1:]):
-        raise PolicyError(f"{where}: thorough must be a table of {' and '.join(dict.fromkeys(LOOKS[1:]))}")
+        raise PolicyError(f"{where}: thorough must be a table of {', '.join(dict.fromkeys(LOOKS[1:]))}")
     thorough = {look: _thresholds(values, f"{where}: thorough.{look}") for look, values in thorough.items()}
     calibration = table.get("calibration", {})
     if not isinstance(calibration, dict):

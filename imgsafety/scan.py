@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -78,8 +78,8 @@ class Scanner:
     model: path of an `.onnx` file; none is the shipped one. policy: name of a shipped policy, path of a TOML file, or
     a `Policy`; none is `default`. provider: `cpu`, `cuda` or `tensorrt`. batch_size: pictures per call of the model
     in `scan`. workers: threads in `scan`, by default one per core. frames: how many frames of an animation are
-    judged. max_pixels: larger pictures are `undecided` without being decoded. thorough: also judge tiles and turns of
-    each picture, at eight times the model's price; the worst look decides. cascade: `scan`, `score`, `submit` and
+    judged. max_pixels: larger pictures are `undecided` without being decoded. thorough: also judge tiles, turns and the
+    negative of each picture, at nine times the model's price; the worst look decides. cascade: `scan`, `score`, `submit` and
     `acheck` first look at a quarter of the pixels, and where the policy says that this settles it, answer with those scores
     (docs/performance.md has what is gained and what is missed). max_wait: seconds that `submit` and
     `acheck` may hold a picture back to judge it together with others'. isolate: decode files and bytes in worker
@@ -247,7 +247,7 @@ class Scanner:
         return [self._decide_edit(found[id(before)], found[id(after)]) for before, after in pairs]
 
     def _decide_edit(self, first: Scored, second: Scored) -> Result:
-        result = self._decide(second, _per_frame(first))
+        result = self._decide(second, first)
         if first.scores and not first.error:
             return result
         error = f"the picture that came in: {first.error or 'no frame could be judged'}"
@@ -303,23 +303,25 @@ class Scanner:
         second = dict(zip(unsettled, self._run([frames[index] for index in unsettled], session), strict=True))
         return [second.get(index, scores) for index, scores in enumerate(first)]
 
-    def _decide(self, scored: Scored, before: Sequence[Scores] = ()) -> Result:
+    def _decide(self, scored: Scored, before: Scored | None = None) -> Result:
         return judge(self.policy, scored, before)[0]
 
 
-def judge(policy: Policy, scored: Scored, before: Sequence[Scores] = ()) -> tuple[Result, int | None]:
+def judge(policy: Policy, scored: Scored, before: Scored | None = None) -> tuple[Result, int | None]:
     """Apply a policy to one item's scores; return its result and which of its scores decided.
 
-    The worst decides; against the scores of an edit's picture that came in (`before`), the worst pairing.
+    The worst decides; against an edit's picture that came in (`before`), the worst pairing.
     """
     if scored.error or not scored.scores:
         verdict = Verdict("undecided", error=scored.error or "no frame could be judged")
         return make_result(scored.path, scored.sha256, None, None, verdict), None
-    policies = [policy.for_look(look) for look in LOOKS] if scored.thorough else [policy]
+    looks = LOOKS if scored.thorough else LOOKS[:1]
+    policies = {look: policy.for_look(look) for look in looks}
+    origins: dict[str, list[Scores | None]] = {look: [*_per_frame(before, look)] if before else [] for look in looks}
     judged = [
-        (apply_policy(policies[index % len(policies)], scores, other), index)
-        for index, scores in enumerate(scored.scores)
-        for other in (before or (None,))
+        (apply_policy(policies[look], scores, other), index)
+        for index, (look, scores) in enumerate(zip(cycle(looks), scored.scores, strict=False))
+        for other in origins[look] or [None]
     ]
     verdict, index = max(judged, key=lambda entry: _gravity(entry[0], scored.scores[entry[1]]))
     scores = scored.scores[index]
@@ -328,17 +330,22 @@ def judge(policy: Policy, scored: Scored, before: Sequence[Scores] = ()) -> tupl
     return make_result(scored.path, scored.sha256, scored.frames[index], scores, verdict, where), index
 
 
-def _per_frame(scored: Scored) -> list[Scores]:
-    """The most exposed look at each frame: a harmless tile of a beach picture does not make it a clothed one."""
+def _per_frame(scored: Scored, look: str) -> Iterator[Scores]:
+    """The whole of each frame or, where it is more exposed, a look of this kind: a beach picture has harmless tiles."""
     best: dict[int | None, Scores] = {}
-    for frame, scores in zip(scored.frames, scored.scores, strict=True):
-        if frame not in best or scores.named.get("exposed", 0.0) > best[frame].named.get("exposed", 0.0):
+    for kind, frame, scores in zip(cycle(LOOKS if scored.thorough else LOOKS[:1]), scored.frames, scored.scores, strict=False):
+        known = best.get(frame)
+        if kind in (LOOKS[0], look) and (known is None or _exposed(scores) > _exposed(known)):
             best[frame] = scores
-    return list(best.values())
+    return iter(best.values())
+
+
+def _exposed(scores: Scores) -> float:
+    return scores.named.get("exposed", 0.0)
 
 
 def _gravity(verdict: Verdict, scores: Scores) -> tuple[int, int, float]:
-    return SEVERITY[verdict.decision], len(verdict.reasons), scores.named.get("exposed", 0.0)
+    return SEVERITY[verdict.decision], len(verdict.reasons), _exposed(scores)
 
 
 def _batches(frames: Sequence[Pixels], size: int) -> Iterator[npt.NDArray[np.uint8]]:

@@ -85,11 +85,11 @@ def test_each_threshold_is_written_with_its_promise(labelled, toy_path):
 
 def test_tiles_and_turns_have_thresholds_that_few_other_pictures_reach(labelled, toy_path):
     _, output = calibrate(labelled, toy_path, "--target-miss", "0.1")
-    assert set(load_policy(output).thorough) == {"tile", "turn"}
+    assert set(load_policy(output).thorough) == {"tile", "turn", "negative"}
     with_others, alone = (Scanner(toy_path, output, thorough=thorough) for thorough in (True, False))
     paths = sorted((labelled / "clothed").iterdir())
     more = sum(one.flagged for one in with_others.scan(paths)) - sum(one.flagged for one in alone.scan(paths))
-    assert 0 <= more <= 2 * 0.01 * 120  # of 120 pictures that show nothing minimal
+    assert 0 <= more <= 3 * 0.01 * 120  # of 120 pictures that show nothing minimal
 
 
 def test_too_few_pictures_are_refused_and_nothing_is_written(labelled, toy_path):

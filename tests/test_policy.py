@@ -139,9 +139,9 @@ def test_a_policy_may_name_any_score_of_the_model():
         (POLICY.replace("minor = 0.3", 'minor = "high"'), "not a number from 0 to 1"),
         (POLICY.replace("minor = 0.3", "age.under_12 = 0.3"), "names with dots in quotes"),
         (POLICY.replace("before_below = { minimal_attire = 0.3 }", "before_below = {}"), "needs at least one"),
-        (POLICY + "[thorough]\nexposed = 0.5", "thorough must be a table of tile and turn"),
+        (POLICY + "[thorough]\nexposed = 0.5", "thorough must be a table of tile, turn, negative"),
         (POLICY + "[thorough.tile]\nexposed = 1.5", "thorough.tile: threshold of 'exposed'"),
-        (POLICY + "[thorough.whole]\nexposed = 0.5", "thorough must be a table of tile and turn"),
+        (POLICY + "[thorough.whole]\nexposed = 0.5", "thorough must be a table of tile, turn, negative"),
     ],
 )
 def test_a_malformed_policy_says_what_is_wrong(wrong, message):

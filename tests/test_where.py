@@ -79,6 +79,13 @@ def test_a_later_decision_knows_the_looks_of_a_thorough_run(toy_path: Path, tmp_
         assert [result.verdict for result in store.results()] == ["review"]
 
 
+def test_a_negative_counts_as_the_picture_that_it_is_of(toy_path: Path) -> None:
+    inverted = Image.new("RGB", (64, 64), "cyan")
+    policy = parse_policy(POLICY)
+    assert Scanner(toy_path, policy).check(inverted).verdict == "allow"
+    assert Scanner(toy_path, policy, thorough=True).check(inverted).verdict == "review"
+
+
 def test_thorough_refuses_maps(toy_path: Path, toy_policy: Policy) -> None:
     with pytest.raises(SetupError, match="not thorough"):
         Scanner(toy_path, toy_policy, thorough=True).check(corner_picture(), maps=True)
@@ -90,3 +97,11 @@ def test_thorough_edit_of_an_exposed_picture_is_not_undressing(toy_path: Path, t
     picture.paste((255, 0, 0), (0, 0, 100, 100))
     result = Scanner(toy_path, toy_policy, thorough=True).check_edit(picture, picture)
     assert "undressed" not in [reason.rule for reason in result.reasons]
+
+
+def test_a_thorough_edit_is_undressing_where_the_default_one_is(toy_path: Path) -> None:
+    # A negative of the harmless picture that came in is red; that makes it no exposed one.
+    before, after = Image.new("RGB", (64, 64), "cyan"), Image.new("RGB", (64, 64), "red")
+    for thorough in (False, True):
+        result = Scanner(toy_path, parse_policy(POLICY), thorough=thorough).check_edit(before, after)
+        assert "undressed" in [reason.rule for reason in result.reasons]

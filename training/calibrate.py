@@ -185,7 +185,7 @@ def _cascade(
 
 
 def _thorough(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict[str, float]) -> list[str]:
-    """The `[thorough]` tables: what a tile or turn must score, so that all of them flag few pictures more than the whole does."""
+    """The `[thorough]` tables: what a tile, turn or negative must score, so that these flag few pictures more."""
     scored = list(scanner.score(data / row.path for row in rows))
     tables = []
     for look in dict.fromkeys(LOOKS[1:]):

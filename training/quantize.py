@@ -96,14 +96,14 @@ def _quantized(look: onnx.ModelProto, pixels: npt.NDArray[np.uint8]) -> onnx.Mod
 def correct_biases(quantized: onnx.GraphProto, plain: onnx.GraphProto, means: dict[str, npt.NDArray[np.float32]]) -> None:
     """Take from each bias what rounding its weights adds to the outputs on average (Nagel et al. 2019, bias correction).
 
-    means: by the name of a convolution, the mean of each of its input channels.
+    means: by the name of a convolution, the mean of each of its input channels. One that has no bias, or stays float, is left.
     """
     rounded = {node.output[0]: list(node.input) for node in quantized.node if node.op_type == "DequantizeLinear"}
     stored = {value.name: value for value in quantized.initializer}
     exact = {value.name: onnx.numpy_helper.to_array(value) for value in plain.initializer}
     weights = {node.name: exact[node.input[1]] for node in _convolutions(plain)}
     for node in _convolutions(quantized):
-        if node.input[1] not in rounded:
+        if len(node.input) < 3 or node.input[1] not in rounded:
             continue
         levels, scale = (onnx.numpy_helper.to_array(stored[name]) for name in rounded[node.input[1]][:2])
         error = (levels * scale.reshape(-1, 1, 1, 1) - weights[node.name]).sum(axis=(2, 3))
