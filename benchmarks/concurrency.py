@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from imgsafety import Result, Scanner, find_images
-from imgsafety.scan import MAX_WAIT
+from imgsafety.scan import FIRST_LOOKS, MAX_WAIT
 
 Call = Callable[[Any], Result]
 
@@ -35,6 +35,7 @@ Call = Callable[[Any], Result]
 )
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--max-wait", default=MAX_WAIT, show_default=True, help="Latency budget in seconds.")
+@click.option("--cascade", is_flag=True, help="What is submitted takes the first look of a cascade; `check` never does.")
 @click.option("--model", type=click.Path(), help="Model file; default: the shipped one.")
 @click.option("--policy", default="default", show_default=True)
 def main(
@@ -45,10 +46,11 @@ def main(
     items: str,
     batch_size: int,
     max_wait: float,
+    cascade: bool,
     model: str | None,
     policy: str,
 ) -> None:
-    scanner = Scanner(model, policy, batch_size=batch_size, max_wait=max_wait)
+    scanner = Scanner(model, policy, batch_size=batch_size, max_wait=max_wait, cascade=cascade)
     files = (path for path in find_images([folder]) if isinstance(path, Path))  # members of archives are left out
     pictures = [load(path, items) for path, _ in zip(files, range(calls), strict=False)]
     if not pictures:
@@ -65,7 +67,8 @@ def main(
     for _ in range(rounds):
         for name, (count, call) in ways.items():
             found[name].append(measure(call, work, count))
-    show(found, one_batch(scanner, work[:batch_size]), max_wait)
+    taken = batch_size * (FIRST_LOOKS if cascade else 1)  # by one core at a time
+    show(found, one_batch(scanner, work[:taken]), max_wait)
     scanner.close()
 
 

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-DEFAULT_BATCH_SIZE = 4  # what a core's cache holds: 16 % more pictures per second than 16 (benchmarks/); GPUs want more
+DEFAULT_BATCH_SIZE = 4  # what a core's cache holds (docs/performance.md); GPUs want more
 BATCHES_IN_FLIGHT = 2  # per worker: one in work, one waiting, so that no worker idles
-FIRST_LOOKS = 4  # as many pictures at half the side are what one at the whole side is to the model, and to the cache
+FIRST_LOOKS = 4  # times more pictures at half the side fit into the same cache
 MAX_WAIT = 0.005  # seconds that one of many concurrent callers waits for company
 
 
