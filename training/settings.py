@@ -42,8 +42,8 @@ class Settings:
     plain_faces: float = 0.6
     plain_scenes: float = 0.0
     halve_every: int = 0
-    own_layers: int = 0
     depth: int = 0
+    own_layers: int = 0
     teacher_weight: float = 0.0
     frozen_heads: tuple[str, ...] = ()
     grafted: tuple[str, ...] = ()
