@@ -33,8 +33,9 @@ ANIMATION_FACTOR = 16
 MAX_FRAMES = 10_000
 # A thinner picture explodes when it is resized: 1 x 70,000,000 pixels would need 63 GB on the way to 224 x 224.
 MAX_SIDE = 65_535
-# JPEG data goes to its decoder in pieces of this size: one that makes every byte cost a pass over the picture is noticed.
-JPEG_BLOCK = 16_384
+# JPEG data goes to its decoder in pieces, so that one that makes every byte cost a pass over the picture is noticed. Larger
+# pieces take a tenth less time; they are for pictures over which a pass is short.
+JPEG_BLOCK, LARGE_JPEG_BLOCK, SHORT_PASS = 4096, 16_384, 2_000_000
 FLOAT_SLACK = 1e-3
 MAX_PIXELS = 80_000_000
 FRAMES = 8
@@ -181,9 +182,9 @@ def _views(image: Image.Image, limits: Limits, size: int = 0, file: _TimedFile |
     count = getattr(image, "n_frames", 1)
     if count == 1:
         if size and isinstance(image, JpegImageFile):
-            side = math.ceil(REDUCING_MARGIN * size)
+            side, (width, height) = math.ceil(REDUCING_MARGIN * size), image.size
             image.draft("RGB", (side, side))
-            image.decodermaxblock = JPEG_BLOCK
+            image.decodermaxblock = LARGE_JPEG_BLOCK if width * height <= SHORT_PASS else JPEG_BLOCK
         image.load()  # a PNG may tell its orientation after its pixels
         # Copied only where it has to be turned: a copy of a picture in memory takes a sixth of the time to prepare it.
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1

@@ -24,6 +24,7 @@ from imgsafety import source
 from imgsafety.archive import Member
 from imgsafety.errors import SetupError
 from imgsafety.policy import Policy, check_fit
+from imgsafety.preprocess import LOOKS
 from imgsafety.result import Result
 from imgsafety.scan import Scanner, Scored, judge
 from imgsafety.session import read_out, score_names
@@ -84,6 +85,8 @@ def decide_run(store: Store, policy: Policy) -> None:
         raise SetupError(f"run {store.path} is empty: nothing was scanned into it")
     spec = from_json(store.fact("model")["spec"])
     check_fit(policy, spec.identity, score_names(spec), store.fact("model")["sha256"])
+    if store.fact("settings").get("thorough") not in (False, list(LOOKS)):
+        raise SetupError(f"run {store.path} was scanned with --thorough by a version that looks at pictures otherwise; scan again")
     if store.fact("settings").get("cascade"):
         raise SetupError(
             f"run {store.path} was scanned with --cascade: of what the first look settled it holds no scores that another "
@@ -101,7 +104,7 @@ def describe_run(scanner: Scanner, roots: list[str], selection: Selection) -> di
             "provider": session.provider,
             "frames": limits.frames,
             "max_pixels": limits.max_pixels,
-            "thorough": scanner.thorough,
+            "thorough": list(LOOKS) if scanner.thorough else False,
             "cascade": scanner.cascade,
         },
         "selection": {"paths": roots, **asdict(selection)},
@@ -192,7 +195,9 @@ def _decided(store: Store, policy: Policy, spec: ModelSpec) -> Iterator[tuple[in
 
 
 def _describe_policy(policy: Policy) -> dict[str, Any]:
-    return {"name": policy.name, "model": policy.model, "sha256": policy.sha256, "rules": [asdict(rule) for rule in policy.rules]}
+    tables = {"cascade": policy.cascade, "thorough": policy.thorough}
+    rules = [asdict(rule) for rule in policy.rules]
+    return {"name": policy.name, "model": policy.model, "sha256": policy.sha256, "rules": rules, **tables}
 
 
 def _policy_id(policy: dict[str, Any]) -> str:

@@ -310,12 +310,13 @@ class Scanner:
 def judge(policy: Policy, scored: Scored, before: Scored | None = None) -> tuple[Result, int | None]:
     """Apply a policy to one item's scores; return its result and which of its scores decided.
 
-    The worst decides; against an edit's picture that came in (`before`), the worst pairing.
+    The worst decides; against an edit's picture that came in (`before`), the worst pairing. Its other looks at the
+    frame that decided add the rules that only they set off.
     """
-    if scored.error or not scored.scores:
+    looks = LOOKS if scored.thorough else LOOKS[:1]
+    if scored.error or not scored.scores or len(scored.scores) % len(looks):
         verdict = Verdict("undecided", error=scored.error or "no frame could be judged")
         return make_result(scored.path, scored.sha256, None, None, verdict), None
-    looks = LOOKS if scored.thorough else LOOKS[:1]
     policies = {look: policy.for_look(look) for look in looks}
     origins: dict[str, list[Scores | None]] = {look: [*_per_frame(before, look)] if before else [] for look in looks}
     judged = [
@@ -323,8 +324,11 @@ def judge(policy: Policy, scored: Scored, before: Scored | None = None) -> tuple
         for index, (look, scores) in enumerate(zip(cycle(looks), scored.scores, strict=False))
         for other in origins[look] or [None]
     ]
-    verdict, index = max(judged, key=lambda entry: _gravity(entry[0], scored.scores[entry[1]]))
+    verdict, index = max(judged, key=lambda entry: _gravity(entry[0], scored, entry[1], looks))
     scores = scored.scores[index]
+    named = {reason.rule: reason for one, at in judged if scored.frames[at] == scored.frames[index] for reason in one.reasons}
+    named |= {reason.rule: reason for reason in verdict.reasons}
+    verdict = replace(verdict, reasons=tuple(named[rule.name] for rule in policy.rules if rule.name in named))
     fired = {name for reason in verdict.reasons for name in reason.scores if name in scores.maps}
     where = {name: boxes(scores.maps[name]) for name in sorted(fired)}
     return make_result(scored.path, scored.sha256, scored.frames[index], scores, verdict, where), index
@@ -344,8 +348,10 @@ def _exposed(scores: Scores) -> float:
     return scores.named.get("exposed", 0.0)
 
 
-def _gravity(verdict: Verdict, scores: Scores) -> tuple[int, int, float]:
-    return SEVERITY[verdict.decision], len(verdict.reasons), _exposed(scores)
+def _gravity(verdict: Verdict, scored: Scored, index: int, looks: Sequence[str]) -> tuple[int, int, bool, float]:
+    """Where no rule fires, the picture itself stands for its looks: a tile that did not count says nothing about it."""
+    counts = bool(verdict.reasons) or looks[index % len(looks)] == LOOKS[0]
+    return SEVERITY[verdict.decision], len(verdict.reasons), counts, _exposed(scored.scores[index])
 
 
 def _batches(frames: Sequence[Pixels], size: int) -> Iterator[npt.NDArray[np.uint8]]:

@@ -262,9 +262,9 @@ def work() -> Iterator[Hostile]:
     yield Hostile("100000-scans.jpg", slow_jpeg(), UNDECIDED)
 
 
-def slow_jpeg() -> bytes:
+def slow_jpeg(side: int = 8900) -> bytes:
     """A JPEG whose last pass over all of its pixels comes 100,000 times more: hours of work in a few megabytes."""
-    progressive = encoded(picture((8900, 8900)).convert("L"), "JPEG", progressive=True)
+    progressive = encoded(picture((side, side)).convert("L"), "JPEG", progressive=True)
     scan = progressive.rindex(b"\xff\xda")
     return progressive[:scan] + progressive[scan:-2] * 100_000 + b"\xff\xd9"
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from imgsafety import ImageError
 from imgsafety.decode import Limits, decode, from_array, from_pil
+from tests.hostile import slow_jpeg
 
 SIDE = 32
 
@@ -241,3 +242,9 @@ def test_an_animation_that_breaks_off_goes_back_to_its_frame():
 def test_what_a_mask_hides_is_looked_at():
     with pytest.raises(ImageError, match="spans nan"):
         from_array(np.ma.masked_invalid(np.full((8, 8, 3), np.nan)), Limits())
+
+
+@pytest.mark.parametrize("side", [1400, 3000])
+def test_a_jpeg_of_endless_passes_is_noticed_whatever_its_size(side):
+    with pytest.raises(ImageError, match=r"longer than 0\.5 seconds"):
+        decode(slow_jpeg(side), Limits(timeout=0.5), SIDE)

@@ -11,7 +11,8 @@ from imgsafety import Scanner, SetupError
 from imgsafety.cli import main
 from imgsafety.policy import parse_policy
 from imgsafety.selftest import draw_frames, run_selftest
-from tests.toy import SPEC, toy_model, write_toy_model
+from tests.toy import POLICY, SPEC, toy_model, write_toy_model
+from training.onnx_file import join_looks, write_model
 
 ALWAYS = 'name = "odd"\nmodel = "toy 1"\n[[rules]]\nname = "{}"\nverdict = "block"\nwhen = {{ minor = 0.3 }}\n{}'
 
@@ -45,6 +46,15 @@ def test_a_model_that_answers_nan_fails(tmp_path, toy_policy):
     damaged = Scanner(write_toy_model(tmp_path / "nan.onnx", factor=float("nan")), toy_policy)
     with pytest.raises(SetupError, match="scores: no verdict for a drawn frame"):
         damaged.selftest()
+
+
+def test_a_first_look_that_answers_a_constant_fails(tmp_path):
+    path = tmp_path / "joined.onnx"
+    write_model(join_looks(toy_model(), toy_model(factor=0.0)), path)
+    cascade = parse_policy(POLICY + "[cascade]\nexposed = 0.2\nminimal_attire = 0.2\n")
+    with pytest.raises(SetupError, match="first look: 7 frames at half the side"):
+        Scanner(path, cascade, cascade=True).selftest()
+    assert Scanner(path, parse_policy(POLICY)).selftest().passed  # nobody would take that look
 
 
 def test_a_model_that_answers_a_constant_fails(tmp_path, toy_policy):

@@ -1,14 +1,17 @@
 """Where: maps sum to scores, boxes lie on what made a rule fire."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from imgsafety import Policy, Scanner, SetupError
+from imgsafety import Policy, Scanner, Scores, SetupError
 from imgsafety.policy import parse_policy
+from imgsafety.preprocess import LOOKS
 from imgsafety.runs import decide_run, scan_run
+from imgsafety.scan import Scored, judge
 from imgsafety.store import open_to_write
 from imgsafety.where import boxes
 from tests.toy import POLICY
@@ -84,6 +87,45 @@ def test_a_negative_counts_as_the_picture_that_it_is_of(toy_path: Path) -> None:
     policy = parse_policy(POLICY)
     assert Scanner(toy_path, policy).check(inverted).verdict == "allow"
     assert Scanner(toy_path, policy, thorough=True).check(inverted).verdict == "review"
+
+
+def looked_at(*scores: tuple[float, float, float], frames: int = 1) -> Scored:
+    """A thorough scan whose looks score (minimal_attire, exposed, minor); those that are not given see nothing."""
+    looks = [dict(zip(("minimal_attire", "exposed", "minor"), values, strict=True)) for values in scores]
+    looks += [dict.fromkeys(looks[0], 0.0)] * (len(LOOKS) * frames - len(looks))
+    numbers = tuple(index // len(LOOKS) if frames > 1 else None for index in range(len(looks)))
+    return Scored("a.png", None, numbers, tuple(Scores({}, named, None, None, None, {}) for named in looks), thorough=True)
+
+
+def test_rules_that_other_looks_set_off_are_named_as_well() -> None:
+    result, _ = judge(parse_policy(POLICY), looked_at((0.6, 0.6, 0.0), (0.4, 0.9, 0.9)))
+    assert (result.verdict, [reason.rule for reason in result.reasons]) == ("block", ["minor-exposed", "minimal-attire"])
+
+
+def test_a_tile_that_does_not_count_says_nothing_about_the_picture() -> None:
+    result, deciding = judge(parse_policy(POLICY + NOT_IN_A_TILE), looked_at((0.1, 0.1, 0.0), (0.9, 0.9, 0.0)))
+    assert (result.verdict, result.minimal_attire, deciding) == ("allow", 0.1, 0)
+
+
+def test_the_second_frame_of_a_thorough_scan_begins_with_its_whole() -> None:
+    nothing = (0.0, 0.0, 0.0)
+    scored = looked_at(*[nothing] * len(LOOKS), (0.6, 0.6, 0.0), frames=2)
+    result, _ = judge(parse_policy(POLICY + NOT_IN_A_TILE.replace("tile", "negative")), scored)
+    assert (result.verdict, result.frame) == ("review", 1)
+
+
+def test_scores_that_are_not_of_whole_frames_are_undecided() -> None:
+    scored = looked_at((0.0, 0.0, 0.0))
+    assert judge(parse_policy(POLICY), replace(scored, scores=scored.scores[:-1]))[0].verdict == "undecided"
+
+
+def test_a_run_of_other_looks_is_not_decided_anew(toy_path: Path, tmp_path: Path) -> None:
+    SMALL_RED.save(tmp_path / "a.png")
+    with open_to_write(tmp_path / "run.sqlite") as store:
+        list(scan_run(Scanner(toy_path, parse_policy(POLICY), thorough=True), store, [str(tmp_path / "a.png")]))
+        store.set_facts({"settings": store.fact("settings") | {"thorough": list(LOOKS[:-1])}})
+        with pytest.raises(SetupError, match="looks at pictures otherwise"):
+            decide_run(store, parse_policy(POLICY))
 
 
 def test_thorough_refuses_maps(toy_path: Path, toy_policy: Policy) -> None:

@@ -197,8 +197,9 @@ def _thorough(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict[st
                 for one in scored
             ]
             value = affordable_threshold(np.array(worst)[others], share)
-            lines.append(f"{score} = {min(math.ceil(value * 10**DECIMALS) / 10**DECIMALS, 1.0) if math.isfinite(value) else 1.0}")
-        tables.append(f"# At most these shares of other pictures reach these in a {look}.\n[thorough.{look}]\n" + "\n".join(lines))
+            rounded = min(math.ceil(value * 10**DECIMALS) / 10**DECIMALS, 1.0) if math.isfinite(value) else 1.0
+            lines.append(f"{score} = {rounded}  # reached by at most {share:g} of other pictures")
+        tables.append(f"[thorough.{look}]\n" + "\n".join(lines))
     return tables
 
 
