@@ -33,6 +33,7 @@ from imgsafety.spec import ModelSpec, from_json, to_json
 from imgsafety.store import Entry, Opinion, Seen, Store, split_columns
 
 DECIDE_BATCH = 1000
+THOROUGH = " ".join(LOOKS)  # as a setting of a run: its scores are of these looks, in this order
 
 
 def scan_run(
@@ -85,7 +86,7 @@ def decide_run(store: Store, policy: Policy) -> None:
         raise SetupError(f"run {store.path} is empty: nothing was scanned into it")
     spec = from_json(store.fact("model")["spec"])
     check_fit(policy, spec.identity, score_names(spec), store.fact("model")["sha256"])
-    if store.fact("settings").get("thorough") not in (False, list(LOOKS)):
+    if store.fact("settings").get("thorough") not in (False, THOROUGH):
         raise SetupError(f"run {store.path} was scanned with --thorough by a version that looks at pictures otherwise; scan again")
     if store.fact("settings").get("cascade"):
         raise SetupError(
@@ -104,7 +105,7 @@ def describe_run(scanner: Scanner, roots: list[str], selection: Selection) -> di
             "provider": session.provider,
             "frames": limits.frames,
             "max_pixels": limits.max_pixels,
-            "thorough": list(LOOKS) if scanner.thorough else False,
+            "thorough": THOROUGH if scanner.thorough else False,
             "cascade": scanner.cascade,
         },
         "selection": {"paths": roots, **asdict(selection)},

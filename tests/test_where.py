@@ -123,7 +123,7 @@ def test_a_run_of_other_looks_is_not_decided_anew(toy_path: Path, tmp_path: Path
     SMALL_RED.save(tmp_path / "a.png")
     with open_to_write(tmp_path / "run.sqlite") as store:
         list(scan_run(Scanner(toy_path, parse_policy(POLICY), thorough=True), store, [str(tmp_path / "a.png")]))
-        store.set_facts({"settings": store.fact("settings") | {"thorough": list(LOOKS[:-1])}})
+        store.set_facts({"settings": store.fact("settings") | {"thorough": " ".join(LOOKS[:-1])}})
         with pytest.raises(SetupError, match="looks at pictures otherwise"):
             decide_run(store, parse_policy(POLICY))
 
