@@ -71,6 +71,11 @@ class Scored:
     skipped: bool = False
     thorough: bool = False
 
+    @property
+    def looks(self) -> tuple[str, ...]:
+        """What each entry is a look at, a name of `preprocess.LOOKS`."""
+        return tuple(look for look, _ in zip(cycle(LOOKS if self.thorough else LOOKS[:1]), self.scores, strict=False))
+
 
 class Scanner:
     """Judges pictures. Safe to share between threads.
@@ -313,18 +318,19 @@ def judge(policy: Policy, scored: Scored, before: Scored | None = None) -> tuple
     The worst decides; against an edit's picture that came in (`before`), the worst pairing. Its other looks at the
     frame that decided add the rules that only they set off.
     """
-    looks = LOOKS if scored.thorough else LOOKS[:1]
-    if scored.error or not scored.scores or len(scored.scores) % len(looks):
+    cut_short = scored.thorough and len(scored.scores) % len(LOOKS)
+    if scored.error or not scored.scores or cut_short:
         verdict = Verdict("undecided", error=scored.error or "no frame could be judged")
         return make_result(scored.path, scored.sha256, None, None, verdict), None
-    policies = {look: policy.for_look(look) for look in looks}
-    origins: dict[str, list[Scores | None]] = {look: [*_per_frame(before, look)] if before else [] for look in looks}
+    looks = scored.looks
+    policies = {look: policy.for_look(look) for look in set(looks)}
+    origins: dict[str, list[Scores | None]] = {look: [*_per_frame(before, look)] if before else [] for look in set(looks)}
     judged = [
         (apply_policy(policies[look], scores, other), index)
-        for index, (look, scores) in enumerate(zip(cycle(looks), scored.scores, strict=False))
+        for index, (look, scores) in enumerate(zip(looks, scored.scores, strict=True))
         for other in origins[look] or [None]
     ]
-    verdict, index = max(judged, key=lambda entry: _gravity(entry[0], scored, entry[1], looks))
+    verdict, index = max(judged, key=lambda entry: _gravity(entry[0], scored.scores[entry[1]], looks[entry[1]]))
     scores = scored.scores[index]
     named = {reason.rule: reason for one, at in judged if scored.frames[at] == scored.frames[index] for reason in one.reasons}
     named |= {reason.rule: reason for reason in verdict.reasons}
@@ -337,7 +343,7 @@ def judge(policy: Policy, scored: Scored, before: Scored | None = None) -> tuple
 def _per_frame(scored: Scored, look: str) -> Iterator[Scores]:
     """The whole of each frame or, where it is more exposed, a look of this kind: a beach picture has harmless tiles."""
     best: dict[int | None, Scores] = {}
-    for kind, frame, scores in zip(cycle(LOOKS if scored.thorough else LOOKS[:1]), scored.frames, scored.scores, strict=False):
+    for kind, frame, scores in zip(scored.looks, scored.frames, scored.scores, strict=True):
         known = best.get(frame)
         if kind in (LOOKS[0], look) and (known is None or _exposed(scores) > _exposed(known)):
             best[frame] = scores
@@ -348,10 +354,10 @@ def _exposed(scores: Scores) -> float:
     return scores.named.get("exposed", 0.0)
 
 
-def _gravity(verdict: Verdict, scored: Scored, index: int, looks: Sequence[str]) -> tuple[int, int, bool, float]:
+def _gravity(verdict: Verdict, scores: Scores, look: str) -> tuple[int, int, bool, float]:
     """Where no rule fires, the picture itself stands for its looks: a tile that did not count says nothing about it."""
-    counts = bool(verdict.reasons) or looks[index % len(looks)] == LOOKS[0]
-    return SEVERITY[verdict.decision], len(verdict.reasons), counts, _exposed(scored.scores[index])
+    counts = bool(verdict.reasons) or look == LOOKS[0]
+    return SEVERITY[verdict.decision], len(verdict.reasons), counts, _exposed(scores)
 
 
 def _batches(frames: Sequence[Pixels], size: int) -> Iterator[npt.NDArray[np.uint8]]:

@@ -193,7 +193,7 @@ def _thorough(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict[st
         for score, share in recipe.items():
             others = cases_of(rows, "when", score)[1]
             worst = [
-                max(scores.named[score] for index, scores in enumerate(one.scores) if LOOKS[index % len(LOOKS)] == look)
+                max(scores.named[score] for kind, scores in zip(one.looks, one.scores, strict=True) if kind == look)
                 for one in scored
             ]
             value = affordable_threshold(np.array(worst)[others], share)
