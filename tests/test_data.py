@@ -89,7 +89,7 @@ def test_exposed_rows_are_composed_lawfully_and_never_teach_age(data):
     _, rows = data
     assert any(row.framing == "scene" and not row.adults_or_nobody for row in rows)
     drawn = examples(data, lambda row: row.exposed, 300)
-    for _, attire, age, _ in (drawn[index] for index in range(300)):
+    for _, _, attire, age, _ in (drawn[index] for index in range(300)):
         assert (age == 1).all()
         assert labels(attire.numpy(), ATTIRE) <= {"revealing", "minimal"}
 
@@ -101,8 +101,9 @@ def test_the_ground_under_an_exposed_figure_shows_adults_or_nobody(data):
 
 
 def test_examples_are_what_the_scanner_would_show(data):
-    pixels, attire, age, trust = examples(data, everybody, 5)[3]
-    assert pixels.shape == (48, 48, 3) and pixels.dtype == torch.uint8
+    pixels, before, attire, age, trust = examples(data, everybody, 5)[3]
+    assert pixels.shape == before.shape == (48, 48, 3) and pixels.dtype == before.dtype == torch.uint8
+    assert not torch.equal(pixels, before)
     assert attire.shape == (len(ATTIRE.labels),) and age.shape == (len(AGE.labels),) and trust == 1.0
 
 
@@ -114,7 +115,7 @@ def test_an_example_depends_on_seed_and_index_alone(data):
 
 def test_doubtful_labels_of_minors_are_trusted_less(data):
     drawn = examples(data, lambda row: row.age == (0, 17), 3)
-    assert [drawn[index][3] for index in range(3)] == [0.75] * 3
+    assert [drawn[index][4] for index in range(3)] == [0.75] * 3
 
 
 def test_sources_get_their_shares_of_draws(data):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from training import calibrate, evaluate, export, mix, quantize, temperature, train  # noqa: E402
 from training.heads import AGE, ATTIRE, age_distribution, attire_target  # noqa: E402
-from training.model import build, graft, has_folded_norms, load_network, path_of, restore_norms  # noqa: E402
+from training.model import build, graft, has_folded_norms, load_network, path_of, restore_norms, seen_by  # noqa: E402
 from training.onnx_file import TEMPERATURE_SUFFIX, read_spec, split_looks  # noqa: E402
 from training.settings import load_settings  # noqa: E402
 
@@ -118,6 +119,16 @@ def test_the_exported_file_carries_its_spec_and_temperatures(model):
     spec = read_spec(onnx.load(model))
     assert (spec.identity, spec.size, [head.name for head in spec.heads]) == ("smoke 1", 64, ["attire", "age"])
     assert all(head.temperature != 1.0 for head in spec.heads)
+
+
+def test_temperatures_are_fitted_on_an_int8_file_of_a_model_that_has_none(killed, data, tmp_path):
+    import onnx
+
+    exact, int8 = tmp_path / "float.onnx", tmp_path / "int8.onnx"
+    run(export, network=killed / "network.safetensors", output=exact)
+    run(quantize, data=data, split=killed / "split.csv", model=exact, output=int8)
+    run(temperature, data=data, split=killed / "split.csv", model=int8)
+    assert all(head.temperature != 1.0 for head in read_spec(onnx.load(int8)).heads)
 
 
 def test_the_int8_file_answers_nearly_what_the_float_file_does(model, killed, data):
@@ -254,6 +265,23 @@ def test_a_checkpoint_that_saw_the_left_out_source_is_refused(killed, data):
     assert result.exit_code == 1 and "was trained on other sources" in result.output
 
 
+def test_a_network_that_saw_the_left_out_source_cannot_be_gone_on_from(killed, data, tmp_path):
+    start = killed / "network.safetensors"
+    words = ["--data", data, "--output", tmp_path, "--settings", SMOKE, "--leave-out", "drawn_scenes"]
+    for option in ("--start", "--teacher"):
+        result = CliRunner().invoke(train.main, [*map(str, words), option, str(start)])
+        assert result.exit_code == 2 and "saw nothing of the source" in result.output
+
+
+def test_the_sources_of_a_network_are_those_of_its_start_too(killed, tmp_path):
+    seen = ["drawn_faces", "drawn_figures", "drawn_scenes"]
+    first, second, silent = (tmp_path / f"{name}.safetensors" for name in ("first", "second", "silent"))
+    for path, sources in ((first, ["a"]), (second, ["b"]), (silent, None)):
+        train.save_network(build("mobilenet_v2", None, 0.0, pretrained=False), path, load_settings(SMOKE), sources)
+    assert seen_by(killed / "network.safetensors") == seen and seen_by(None) == []
+    assert seen_by(first, second) == ["a", "b"] and seen_by(first, silent) is None
+
+
 # Losses and the network.
 
 
@@ -358,6 +386,65 @@ def test_a_head_without_layers_of_its_own_cannot_be_frozen():
     settings = replace(load_settings(SMOKE), frozen_heads=("attire",))
     with pytest.raises(ValueError, match="own_layers is 0"):
         train.freeze(build("mobilenet_v2", None, 0.0, pretrained=False), settings)
+
+
+def test_a_head_reads_the_layer_it_is_told_to_and_keeps_its_shape_on_disk(tmp_path):
+    shape = {"own_layers": 3, "last_layers": {"attire": 18}, "sharpness": {"attire": 2.0}}
+    network = build("mobilenet_v2", None, 0.0, pretrained=False, **shape).half().float()
+    train.save_network(network, tmp_path / "network.safetensors", load_settings(SMOKE))
+    again = load_network(tmp_path / "network.safetensors").eval()
+    assert [features.shape[1] for features in again.features(PIXELS).values()] == [320, 1280]
+    with torch.no_grad():
+        assert all(torch.equal(one, other) for one, other in zip(again(PIXELS), network.eval()(PIXELS), strict=True))
+
+
+def test_a_head_cannot_read_a_layer_that_all_share():
+    with pytest.raises(ValueError, match="from 16, which all heads share, to 19"):
+        build("mobilenet_v2", None, 0.0, pretrained=False, own_layers=3, last_layers={"attire": 15})
+
+
+def test_sharpness_multiplies_logits_and_where_follows():
+    torch.manual_seed(0)
+    plain = build("mobilenet_v2", None, 0.0, pretrained=False).eval()
+    sharp = deepcopy(plain)
+    sharp.sharpness["attire"] = 3.0
+    with torch.no_grad():
+        assert torch.allclose(sharp(PIXELS)[0], 3 * plain(PIXELS)[0]) and torch.equal(sharp(PIXELS)[1], plain(PIXELS)[1])
+        attire, _, places, _ = sharp.answer(PIXELS)
+    assert torch.allclose(places.sum((2, 3)), attire, atol=1e-5)
+
+
+def test_steady_features_cost_nothing_where_they_are_those_of_the_network_as_it_came():
+    torch.manual_seed(0)
+    network = build("mobilenet_v2", None, 0.0, pretrained=False).eval()
+    features, other = network.features(PIXELS)["attire"], network.features(PIXELS.flip(3))["attire"]
+    assert train.steady_loss(features, features) == 0 < train.steady_loss(other, features)
+
+
+def test_a_steady_run_of_one_head_teaches_its_features_without_labels_and_leaves_the_other(killed, data, tmp_path):
+    shutil.copy(SMOKE, tmp_path)
+    own = 'base = "smoke.toml"\nheads = ["attire"]\nsteady_heads = ["attire"]\nfrozen_layers = 17\ngrafted = []\n'
+    (tmp_path / "steady.toml").write_text(own)
+    words = ["--data", data, "--output", tmp_path, "--settings", tmp_path / "steady.toml", "--device", "cpu"]
+    CliRunner().invoke(train.main, [*map(str, words), "--start", str(killed / "network.safetensors")], catch_exceptions=False)
+    before, after = (load_network(folder / "network.safetensors").eval() for folder in (killed, tmp_path))
+    with torch.no_grad():
+        assert torch.equal(after(PIXELS)[1], before(PIXELS)[1])
+    assert not torch.equal(path_of(after, "attire")[18][0].weight, path_of(before, "attire")[18][0].weight)
+
+
+def test_what_trains_one_head_leaves_the_other_as_it_is():
+    network = build("mobilenet_v2", None, 0.0, pretrained=False, own_layers=2)
+    settings = replace(load_settings(SMOKE), heads=("attire",), steady_heads=("attire",))
+    train.freeze(network, settings)
+    assert not network.towers["attire"].training and all(one.requires_grad for one in network.towers["attire"].parameters())
+    assert not any(one.requires_grad for part in (network.evidence, network.towers) for one in part["age"].parameters())
+
+
+def test_the_size_of_evidence_is_the_sum_of_its_squares():
+    network = build("mobilenet_v2", None, 0.0, pretrained=False)
+    weights = network.evidence["attire"].get_parameter("weight")
+    assert train.evidence_size(network, ["attire"]).item() == pytest.approx(weights.square().sum().item())
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18", "shufflenet_v2_x0_5"])

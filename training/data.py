@@ -72,8 +72,11 @@ def targets(example: Example) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.f
     return example.attire, age_distribution(low) if low == high else age_target(low, high)
 
 
-class Examples(Dataset[tuple[Tensor, Tensor, Tensor, float]]):
-    """Augmented examples, one per draw. Item `i` is the same for the same seed, whoever asks."""
+class Examples(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, float]]):
+    """Augmented examples, one per draw: pixels, the same before they were changed, attire, age, trust.
+
+    Item `i` is the same for the same seed, whoever asks.
+    """
 
     def __init__(
         self,
@@ -95,7 +98,7 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, float]]):
     def __len__(self) -> int:
         return len(self.draws)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
         random = np.random.default_rng((self.seed, index))
         row = self.rows[self.draws[index]]
         if random.random() < self.plain.get(row.framing, 0.0):
@@ -105,9 +108,9 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, float]]):
             example = self._place(row, random)
             image = self._change(example, row, random)
         attire, age = targets(example)
-        pixels = torch.from_numpy(to_pixels(image, self.size).copy())
+        pixels, before = (torch.from_numpy(to_pixels(one, self.size).copy()) for one in (image, example.image))
         trust = self.trust.get(row.source, 1.0) if row.minor else 1.0
-        return pixels, torch.from_numpy(attire), torch.from_numpy(age), trust
+        return pixels, before, torch.from_numpy(attire), torch.from_numpy(age), trust
 
     def _place(self, row: Row, random: augment.Random) -> Example:
         """Show the row as it is, pasted into another picture, or as one cell of a grid."""

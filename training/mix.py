@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from training.heads import HEADS
-from training.model import Network, graft, load_network, path_of, read_about, save_weights
+from training.model import Network, graft, load_network, path_of, read_about, save_weights, seen_by
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -27,6 +27,7 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The network.safetensors to write.")
 def main(before: Path, after: Path, share: float, head: str | None, own_layers: int | None, output: Path) -> None:
     about = read_about(before if head else after)
+    about["sources"] = seen_by(before, after)
     if own_layers is not None and not head:
         raise click.UsageError("--own-layers goes with --head")
     if head:
@@ -46,7 +47,8 @@ def main(before: Path, after: Path, share: float, head: str | None, own_layers: 
 
 def mix_head(first: Network, second: Network, head: str, share: float, own_layers: int) -> Network:
     """Return `first` with the last `own_layers` layers of one head mixed with those of `second`."""
-    network = Network(path_of(first, head), first.padding, first.dropout.p, own_layers)
+    longest = max((path_of(first, one.name) for one in HEADS), key=len)
+    network = Network(longest, first.padding, first.dropout.p, own_layers)
     for one in HEADS:
         graft(network, first, one.name)
     theirs = deepcopy(network)

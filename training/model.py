@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The Keras weights of a given file were trained on RGB in [-1, 1].
 KERAS_MEAN, KERAS_DEVIATION = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 KERAS_CLASSES = 1001
+NONE_NAMED: Mapping[str, Any] = MappingProxyType({})  # a default that nobody can change
 
 
 class Network(nn.Module):
@@ -39,54 +41,84 @@ class Network(nn.Module):
 
     padding: `torch` or `keras`; how the backbone's stride-2 convolutions are padded, which also tells what
     range of pixels it was trained on. own_layers: how many of the last layers each head has for itself.
+    last_layers: the layer that a head reads, where that is not the last. sharpness: by how much a head's evidence is multiplied
+    after pooling; the larger, the smaller is the evidence itself, and the more the pooling is an average (1: log-sum-exp).
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, layers: nn.Sequential, padding: str, dropout: float, own_layers: int = 0) -> None:
+    def __init__(
+        self,
+        layers: nn.Sequential,
+        padding: str,
+        dropout: float,
+        own_layers: int = 0,
+        last_layers: Mapping[str, int] = NONE_NAMED,
+        sharpness: Mapping[str, float] = NONE_NAMED,
+    ) -> None:
         super().__init__()
         if padding == "keras":
             _pad_like_keras(layers)
         mean, deviation = (KERAS_MEAN, KERAS_DEVIATION) if padding == "keras" else (IMAGENET_MEAN, IMAGENET_DEVIATION)
         self.padding, self.own_layers = padding, own_layers
+        self.last_layers, self.sharpness = dict(last_layers), dict(sharpness)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1) * 255)
         self.dropout = nn.Dropout(dropout)
-        channels = _channels(layers)
         shared = len(layers) - own_layers
+        if any(not shared <= last <= len(layers) for last in last_layers.values()):
+            raise ValueError(f"last_layers must be from {shared}, which all heads share, to {len(layers)}: {dict(last_layers)}")
+        ends = {head.name: last_layers.get(head.name, len(layers)) for head in HEADS}
         self.layers = layers[:shared]
-        self.towers = nn.ModuleDict({head.name: deepcopy(layers[shared:]) for head in HEADS})
-        evidence = {head.name: nn.Conv2d(channels, len(head.labels), 1) for head in HEADS}
+        self.towers = nn.ModuleDict({name: deepcopy(layers[shared:end]) for name, end in ends.items()})
+        evidence = {head.name: nn.Conv2d(_channels(layers[: ends[head.name]]), len(head.labels), 1) for head in HEADS}
         for layer in evidence.values():
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.get_parameter("bias"))
         self.evidence = nn.ModuleDict(evidence)
 
-    def places(self, pixels: Tensor) -> Iterator[Tensor]:
-        """Evidence `(batch, labels, rows, columns)` of each head in turn."""
+    def features(self, pixels: Tensor) -> dict[str, Tensor]:
+        """The feature map `(batch, channels, rows, columns)` that each head reads, by its name."""
         scaled = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.deviation
         shared = self.layers(scaled)
+        return {head.name: self.towers[head.name](shared) for head in HEADS}
+
+    def places(self, features: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, float]]:
+        """Evidence `(batch, labels, rows * columns)` of each head in turn, and its sharpness."""
         for head in HEADS:
-            yield self.evidence[head.name](self.dropout(self.towers[head.name](shared)))
+            evidence = self.evidence[head.name](self.dropout(features[head.name]))
+            yield evidence.flatten(2), self.sharpness.get(head.name, 1.0)
+
+    def pool(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        """Logits `(batch, labels)` of each head: log-sum-exp over places, sharpened."""
+        return [sharpness * evidence.logsumexp(dim=2) for evidence, sharpness in self.places(features)]
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Logits `(batch, labels)` of each head: log-sum-exp over places."""
-        return [evidence.flatten(2).logsumexp(dim=2) for evidence in self.places(pixels)]
+        """Logits `(batch, labels)` of each head."""
+        return self.pool(self.features(pixels))
 
     def answer(self, pixels: Tensor) -> list[Tensor]:
         """Probabilities of every head, then maps of every head: what the exported graph gives."""
+        features = self.features(pixels)
         probabilities, maps = [], []
-        for evidence in self.places(pixels):
-            probability = torch.softmax(evidence.flatten(2).logsumexp(dim=2), dim=1)
-            place = torch.softmax(evidence.flatten(2), dim=2).view_as(evidence)
+        for (evidence, sharpness), found in zip(self.places(features), features.values(), strict=True):
+            probability = torch.softmax(sharpness * evidence.logsumexp(dim=2), dim=1)
+            place = torch.softmax(sharpness * evidence, dim=2).unflatten(2, found.shape[2:])
             probabilities.append(probability)
             maps.append(place * probability[:, :, None, None])
         return probabilities + maps
 
 
 def build(
-    backbone: str, weights: Path | None, dropout: float, pretrained: bool = True, own_layers: int = 0, depth: int = 0
+    backbone: str,
+    weights: Path | None,
+    dropout: float,
+    pretrained: bool = True,
+    own_layers: int = 0,
+    depth: int = 0,
+    last_layers: Mapping[str, int] = NONE_NAMED,
+    sharpness: Mapping[str, float] = NONE_NAMED,
 ) -> Network:
     """Build a network on any torchvision classifier, or on its first `depth` layers.
 
@@ -94,12 +126,12 @@ def build(
     """
     if weights is None:
         classifier = models.get_model(backbone, weights="DEFAULT" if pretrained else None)
-        return Network(_feature_layers(classifier, depth), "torch", dropout, own_layers)
+        return Network(_feature_layers(classifier, depth), "torch", dropout, own_layers, last_layers, sharpness)
     if backbone != "mobilenet_v2":
         raise ValueError(f"the weights file holds mobilenet_v2, the settings ask for {backbone}")
     classifier = models.mobilenet_v2(num_classes=KERAS_CLASSES)
     classifier.load_state_dict(load_file(weights))
-    return Network(_feature_layers(classifier, depth), "keras", dropout, own_layers)
+    return Network(_feature_layers(classifier, depth), "keras", dropout, own_layers, last_layers, sharpness)
 
 
 def save_weights(weights: Mapping[str, Tensor], about: Mapping[str, Any], path: Path) -> None:
@@ -116,12 +148,24 @@ def read_about(path: Path) -> dict[str, Any]:
     return about
 
 
+def seen_by(*paths: Path | None) -> list[str] | None:
+    """The sources whose pictures taught any of these files of `save_weights`; none where one does not say."""
+    seen: set[str] = set()
+    for path in paths:
+        sources = read_about(path).get("sources") if path is not None else ()
+        if sources is None:
+            return None
+        seen.update(sources)
+    return sorted(seen)
+
+
 def load_network(path: Path) -> Network:
     """Build the network that `training.train` saved as `network.safetensors`."""
     about = read_about(path)
     classifier = models.get_model(about["backbone"], weights=None)
     layers = _feature_layers(classifier, about.get("depth", 0))
-    network = Network(layers, about["padding"], float(about["dropout"]), about.get("own_layers", 0))
+    shape = {name: about[name] for name in ("own_layers", "last_layers", "sharpness") if name in about}
+    network = Network(layers, about["padding"], float(about["dropout"]), **shape)
     network.load_state_dict(load_file(path))
     return network
 
@@ -137,6 +181,13 @@ def graft(network: Network, other: Network, head: str) -> None:
     """Give a head of `network` the layers and the evidence that it has in `other`, whatever part of them is shared there."""
     network.towers[head] = deepcopy(path_of(other, head)[len(network.layers) :])
     network.evidence[head] = deepcopy(other.evidence[head])
+    network.last_layers = _with(network.last_layers, other.last_layers, head)
+    network.sharpness = _with(network.sharpness, other.sharpness, head)
+
+
+def _with(mine: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A copy of `mine` that says of one name what `theirs` says."""
+    return {one: value for one, value in mine.items() if one != name} | {one: value for one, value in theirs.items() if one == name}
 
 
 def _feature_layers(classifier: nn.Module, depth: int = 0) -> nn.Sequential:

@@ -44,6 +44,10 @@ def insert_temperature(model: onnx.ModelProto, head: str) -> None:
 
 def scale_temperatures(model: onnx.ModelProto, factors: dict[str, float]) -> dict[str, float]:
     """Multiply the temperature of each head of a model of one look, in the graph and, for the record, in the spec; return them."""
+    there = {initializer.name for initializer in model.graph.initializer}
+    for head in factors:
+        if head + TEMPERATURE_SUFFIX not in there:  # an optimiser that came by dropped the division by 1
+            insert_temperature(model, head)
     found = {}
     for initializer in model.graph.initializer:
         head = initializer.name.removesuffix(TEMPERATURE_SUFFIX)

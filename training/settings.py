@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from training.heads import HEADS
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -42,11 +44,18 @@ class Settings:
     plain_faces: float = 0.6
     plain_scenes: float = 0.0
     halve_every: int = 0
+    warm_up: int = 200
     depth: int = 0
     own_layers: int = 0
     teacher_weight: float = 0.0
     frozen_heads: tuple[str, ...] = ()
     grafted: tuple[str, ...] = ()
+    heads: tuple[str, ...] = tuple(head.name for head in HEADS)
+    steady_heads: tuple[str, ...] = ()
+    steady_labels: float = 0.0
+    evidence_decay: float = 0.0
+    last_layers: dict[str, int] = field(default_factory=dict)
+    sharpness: dict[str, float] = field(default_factory=dict)
 
 
 def load_settings(path: Path) -> Settings:

@@ -7,7 +7,8 @@ trains on the `train` fold alone. Writes `checkpoint.pt` (a stopped run goes on 
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import click
@@ -19,13 +20,12 @@ from torch.utils.data import DataLoader, Subset
 
 from imgsafety.preprocess import halve
 from training.data import Examples, draw_rows
-from training.heads import AGE
+from training.heads import AGE, ATTIRE, HEADS
 from training.manifest import ADULT, Row
-from training.model import Network, build, graft, has_folded_norms, load_network, restore_norms, save_weights
+from training.model import Network, build, graft, has_folded_norms, load_network, restore_norms, save_weights, seen_by
 from training.settings import Settings, load_settings
 from training.split import read_fold
 
-WARM_UP_STEPS = 200
 BACKBONE_RATE = 1 / 2  # the backbone learns slower than the fresh heads
 NORM_IMAGES = 256  # real pictures from which folded batch norms get their statistics
 AGE_MIDDLES = torch.tensor(AGE.middles)
@@ -57,47 +57,74 @@ def main(
     rows = read_fold(data, output / "split.csv", "train", settings.licences)
     if unknown := set(leave_out) - {row.source for row in rows}:
         raise click.UsageError(f"the manifest has no source {', '.join(sorted(unknown))} to leave out")
-    if leave_out and start is not None:
-        raise click.UsageError("--leave-out needs a network that saw nothing of the source; --start may have")
+    seen = seen_by(start, teacher)
+    if leave_out and (seen is None or set(leave_out) & set(seen)):
+        raise click.UsageError("--leave-out: --start and --teacher must be networks that saw nothing of the source and say so")
     rows = [row for row in rows if row.source not in leave_out]
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     if start is not None:
         network = load_network(start)
     if start is None or settings.grafted:
-        fresh = build(settings.backbone, imagenet, settings.dropout, not no_pretraining, settings.own_layers, settings.depth)
+        fresh = build(
+            settings.backbone,
+            imagenet,
+            settings.dropout,
+            not no_pretraining,
+            settings.own_layers,
+            settings.depth,
+            settings.last_layers,
+            settings.sharpness,
+        )
         if has_folded_norms(fresh):
             restore_norms(fresh, _plain_pixels(rows, data, settings))
         for head in settings.grafted if start is not None else ():
             graft(fresh, network, head)
         network = fresh
-    train(network, rows, data, output, settings, device, load_network(teacher) if teacher else None)
+    train(network, rows, data, output, settings, device, load_network(teacher) if teacher else None, seen)
 
 
 def train(
-    network: Network, rows: list[Row], data: Path, output: Path, settings: Settings, device: str, teacher: Network | None = None
+    network: Network,
+    rows: list[Row],
+    data: Path,
+    output: Path,
+    settings: Settings,
+    device: str,
+    teacher: Network | None = None,
+    seen: Sequence[str] | None = (),
 ) -> None:
-    """Run every stage, from the checkpoint in `output` if there is one; write `network.safetensors`."""
+    """Run every stage, from the checkpoint in `output` if there is one; write `network.safetensors`.
+
+    seen: sources that the network was trained on before, none if nobody knows, for the record in that file.
+    """
     network.to(device).to(memory_format=torch.channels_last)
     if teacher is not None:
         teacher.eval().to(device).to(memory_format=torch.channels_last)
     freeze(network, settings)
+    untaught = deepcopy(network).eval() if settings.steady_heads else None
     average = AveragedModel(network, avg_fn=get_ema_avg_fn(settings.average), use_buffers=True)
     optimizer = _optimizer(network, settings)
     sources = sorted({row.source for row in rows})
     done = _restore(output / "checkpoint.pt", network, average, optimizer, sources, device)
     started = time.monotonic()
-    for step, (pixels, attire, age, trust) in _batches(rows, data, settings, done):
+    for step, (pixels, before, attire, age, trust) in _batches(rows, data, settings, done):
         _set_rate(optimizer, settings, step)
         taught = _ask(teacher, pixels.to(device)) if teacher is not None else []
         if settings.halve_every and step % settings.halve_every == 0:
-            pixels = torch.from_numpy(halve(pixels.numpy()))
-        logits = network(pixels.to(device))
-        losses = [head_loss(logits[0], attire.to(device), trust.to(device)), head_loss(logits[1], age.to(device), trust.to(device))]
-        losses.append(settings.age_error_weight * expected_age_loss(logits[1], age.to(device)))
-        losses.append(settings.minor_weight * minor_loss(logits[1], age.to(device)))
-        for mine, theirs, target in zip(logits, taught, (attire, age), strict=False):
-            losses.append(settings.teacher_weight * taught_loss(mine, theirs, target.to(device)))
+            pixels, before = (torch.from_numpy(halve(one.numpy())) for one in (pixels, before))
+        features = network.features(pixels.to(device))
+        losses = []
+        for head in settings.steady_heads:
+            assert untaught is not None
+            losses.append(steady_loss(features[head], _features(untaught, before.to(device), head)))
+            features[head] = _with_gradient(features[head], settings.steady_labels)
+        logits, targets = network.pool(features), (attire.to(device), age.to(device))
+        losses += label_losses(logits, targets, trust.to(device), settings)
+        for mine, theirs, target in zip(logits, taught, targets, strict=False):
+            losses.append(settings.teacher_weight * taught_loss(mine, theirs, target))
+        if settings.evidence_decay:
+            losses.append(settings.evidence_decay * evidence_size(network, settings.heads))
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
         nn.utils.clip_grad_norm_(network.parameters(), 2.0)
@@ -108,7 +135,19 @@ def train(
             rate = (step - done) * settings.batch_size / (time.monotonic() - started)
             shown = " ".join(f"{loss.item():.3f}" for loss in losses)
             print(f"step {step}/{_total_steps(settings)}  loss {shown}  {rate:.0f} images/s", flush=True)
-    save_network(average.module, output / "network.safetensors", settings)
+    save_network(average.module, output / "network.safetensors", settings, None if seen is None else sorted({*sources, *seen}))
+
+
+def label_losses(logits: list[Tensor], targets: tuple[Tensor, Tensor], trust: Tensor, settings: Settings) -> list[Tensor]:
+    """What labels of attire and age cost, weighted, for the heads that are trained."""
+    losses = []
+    if ATTIRE.name in settings.heads:
+        losses.append(head_loss(logits[0], targets[0], trust))
+    if AGE.name in settings.heads:
+        losses.append(head_loss(logits[1], targets[1], trust))
+        losses.append(settings.age_error_weight * expected_age_loss(logits[1], targets[1]))
+        losses.append(settings.minor_weight * minor_loss(logits[1], targets[1]))
+    return losses
 
 
 def head_loss(logits: Tensor, weights: Tensor, trust: Tensor) -> Tensor:
@@ -158,27 +197,58 @@ def taught_loss(logits: Tensor, taught: Tensor, weights: Tensor) -> Tensor:
     return losses.sum() / informative.sum().clamp(min=1)
 
 
+def steady_loss(features: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared difference of features `(batch, channels, rows, columns)`, averaged over places, in deviations over the batch.
+
+    The features of a changed picture are to be those that the network as it came has for the picture before the change
+    (cross quality distillation, Su and Maji 2017). It sees no label, so it learns nothing of the origins of labels.
+    """
+    mine, theirs = features.mean(dim=(2, 3)), wanted.mean(dim=(2, 3))
+    return ((mine - theirs) / theirs.std(dim=0).clamp(min=1e-3)).square().mean()
+
+
+def _with_gradient(features: Tensor, share: float) -> Tensor:
+    """The same features, through which only a share of what labels ask for reaches the layers below."""
+    return share * features + (1 - share) * features.detach()
+
+
+@torch.no_grad()
+def _features(network: Network, pixels: Tensor, head: str) -> Tensor:
+    return network.features(pixels)[head]
+
+
+def evidence_size(network: Network, heads: Sequence[str]) -> Tensor:
+    """Sum of the squared weights of evidence: a small one rests on many features, and carries over to other origins."""
+    return torch.stack([network.evidence[head].get_parameter("weight").square().sum() for head in heads]).sum()
+
+
 @torch.no_grad()
 def _ask(teacher: Network, pixels: Tensor) -> list[Tensor]:
     return [torch.softmax(logits, dim=1) for logits in teacher(pixels)]
 
 
 def freeze(network: Network, settings: Settings) -> None:
-    """Keep the first layers of the backbone and the towers of `frozen_heads` as they are, also their batch statistics."""
+    """Keep as they are, also in their batch statistics: the first layers of the backbone, the towers of `frozen_heads`,
+    and everything of its own that a head has which is not among `heads`.
+    """
     if settings.frozen_heads and not network.own_layers:
         raise ValueError(f"frozen_heads names {settings.frozen_heads[0]!r}, which has no layers for itself: own_layers is 0")
     network.train()
-    kept = [*network.layers[: settings.frozen_layers], *(network.towers[head] for head in settings.frozen_heads)]
-    for layer in kept:
+    others = [head.name for head in HEADS if head.name not in settings.heads]
+    kept = [*network.layers[: settings.frozen_layers], *(network.towers[head] for head in (*settings.frozen_heads, *others))]
+    for layer in [*kept, *(network.evidence[head] for head in others)]:
         layer.requires_grad_(False)
         layer.train(False)
+    for head in settings.steady_heads:
+        network.towers[head].train(False)  # it is held against itself as it came, which has no batch to go by
 
 
-def save_network(network: nn.Module, path: Path, settings: Settings) -> None:
-    """Write the weights of a network that these settings describe."""
+def save_network(network: nn.Module, path: Path, settings: Settings, sources: Sequence[str] | None = None) -> None:
+    """Write the weights of a network that these settings describe and, where that is known, these sources taught."""
     assert isinstance(network, Network)
     about = {"backbone": settings.backbone, "padding": network.padding, "dropout": str(settings.dropout)}
-    save_weights(network.state_dict(), {**about, "own_layers": network.own_layers, "depth": settings.depth}, path)
+    shape = {"own_layers": network.own_layers, "last_layers": network.last_layers, "sharpness": network.sharpness}
+    save_weights(network.state_dict(), {**about, **shape, "depth": settings.depth, "sources": sources}, path)
 
 
 def _batches(rows: list[Row], data: Path, settings: Settings, done: int) -> Iterator[tuple[int, list[Tensor]]]:
@@ -205,14 +275,14 @@ def _optimizer(network: Network, settings: Settings) -> torch.optim.Optimizer:
     backbone = [*network.layers.parameters(), *network.towers.parameters()]
     groups = [
         {"params": [one for one in backbone if one.requires_grad], "scale": BACKBONE_RATE},
-        {"params": list(network.evidence.parameters()), "scale": 1.0},
+        {"params": [one for one in network.evidence.parameters() if one.requires_grad], "scale": 1.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, settings: Settings, step: int) -> None:
     progress = step / max(1, _total_steps(settings))
-    rate = min(1.0, step / WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    rate = min(1.0, step / settings.warm_up) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     for group in optimizer.param_groups:
         group["lr"] = settings.learning_rate * group["scale"] * max(rate, 0.01)
 
