@@ -423,8 +423,9 @@ def test_steady_features_cost_nothing_where_they_are_those_of_the_network_as_it_
 
 def test_a_steady_run_of_one_head_teaches_its_features_without_labels_and_leaves_the_other(killed, data, tmp_path):
     shutil.copy(SMOKE, tmp_path)
-    own = 'base = "smoke.toml"\nheads = ["attire"]\nsteady_heads = ["attire"]\nfrozen_layers = 17\ngrafted = []\n'
-    (tmp_path / "steady.toml").write_text(own)
+    own = ['base = "smoke.toml"', 'heads = ["attire"]', 'steady_heads = ["attire"]', "frozen_layers = 17"]
+    own.append("evidence_decay = { attire = 1.0 }")
+    (tmp_path / "steady.toml").write_text("\n".join(own))
     words = ["--data", data, "--output", tmp_path, "--settings", tmp_path / "steady.toml", "--device", "cpu"]
     CliRunner().invoke(train.main, [*map(str, words), "--start", str(killed / "network.safetensors")], catch_exceptions=False)
     before, after = (load_network(folder / "network.safetensors").eval() for folder in (killed, tmp_path))
@@ -444,7 +445,7 @@ def test_what_trains_one_head_leaves_the_other_as_it_is():
 def test_the_size_of_evidence_is_the_sum_of_its_squares():
     network = build("mobilenet_v2", None, 0.0, pretrained=False)
     weights = network.evidence["attire"].get_parameter("weight")
-    assert train.evidence_size(network, ["attire"]).item() == pytest.approx(weights.square().sum().item())
+    assert train.evidence_size(network, "attire").item() == pytest.approx(weights.square().sum().item())
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18", "shufflenet_v2_x0_5"])

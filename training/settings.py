@@ -53,7 +53,7 @@ class Settings:
     heads: tuple[str, ...] = tuple(head.name for head in HEADS)
     steady_heads: tuple[str, ...] = ()
     steady_labels: float = 0.0
-    evidence_decay: float = 0.0
+    evidence_decay: dict[str, float] = field(default_factory=dict)
     last_layers: dict[str, int] = field(default_factory=dict)
     sharpness: dict[str, float] = field(default_factory=dict)
 

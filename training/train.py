@@ -123,8 +123,7 @@ def train(
         losses += label_losses(logits, targets, trust.to(device), settings)
         for mine, theirs, target in zip(logits, taught, targets, strict=False):
             losses.append(settings.teacher_weight * taught_loss(mine, theirs, target))
-        if settings.evidence_decay:
-            losses.append(settings.evidence_decay * evidence_size(network, settings.heads))
+        losses += [decay * evidence_size(network, head) for head, decay in settings.evidence_decay.items()]
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
         nn.utils.clip_grad_norm_(network.parameters(), 2.0)
@@ -217,9 +216,9 @@ def _features(network: Network, pixels: Tensor, head: str) -> Tensor:
     return network.features(pixels)[head]
 
 
-def evidence_size(network: Network, heads: Sequence[str]) -> Tensor:
-    """Sum of the squared weights of evidence: a small one rests on many features, and carries over to other origins."""
-    return torch.stack([network.evidence[head].get_parameter("weight").square().sum() for head in heads]).sum()
+def evidence_size(network: Network, head: str) -> Tensor:
+    """Sum of the squared weights of a head's evidence: small ones rest on many features, and carry over to other origins."""
+    return network.evidence[head].get_parameter("weight").square().sum()
 
 
 @torch.no_grad()
