@@ -1,7 +1,7 @@
 """Write a trained network as one ONNX file with its spec inside: `python -m training.export --network A --output B`.
 
-Batch norms are folded, weights stored in half precision, temperatures start at 1 (`training.temperature` fits them on the file
-itself), and the file is compared with the network on random pixels; beyond 1e-4 nothing is written.
+Batch norms are folded, weights stored in half precision, and the file is compared with the network on random pixels; beyond 1e-4
+nothing is written. It has no temperatures yet: `training.temperature` fits them on the file itself.
 """
 
 import logging
@@ -20,7 +20,7 @@ from imgsafety.session import MAP_SUFFIX
 from imgsafety.spec import METADATA_KEY, ModelSpec, to_json
 from training.heads import HEADS
 from training.model import Network, load_network
-from training.onnx_file import HALVED_SIZE, halve_weights, insert_temperature, join_looks, write_model
+from training.onnx_file import HALVED_SIZE, halve_weights, join_looks, write_model
 from training.settings import load_settings
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -105,8 +105,6 @@ def _to_onnx(network: Network, pixels: Tensor, spec: ModelSpec) -> onnx.ModelPro
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
-    for name in names:
-        insert_temperature(model, name)
     halve_weights(model)
     onnx.helper.set_model_props(model, {METADATA_KEY: to_json(spec)})
     return model

@@ -14,7 +14,7 @@ a map `(batch, labels, rows, columns)` that sums to them. Casting, mean and devi
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +33,7 @@ IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The Keras weights of a given file were trained on RGB in [-1, 1].
 KERAS_MEAN, KERAS_DEVIATION = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 KERAS_CLASSES = 1001
+HEAD_NAMES = tuple(head.name for head in HEADS)
 NONE_NAMED: Mapping[str, Any] = MappingProxyType({})  # a default that nobody can change
 
 
@@ -62,7 +63,7 @@ class Network(nn.Module):
             _pad_like_keras(layers)
         mean, deviation = (KERAS_MEAN, KERAS_DEVIATION) if padding == "keras" else (IMAGENET_MEAN, IMAGENET_DEVIATION)
         self.padding, self.own_layers = padding, own_layers
-        self.last_layers, self.sharpness = dict(last_layers), dict(sharpness)
+        self.sharpness = {head.name: sharpness.get(head.name, 1.0) for head in HEADS}
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1) * 255)
         self.dropout = nn.Dropout(dropout)
@@ -78,17 +79,22 @@ class Network(nn.Module):
             nn.init.zeros_(layer.get_parameter("bias"))
         self.evidence = nn.ModuleDict(evidence)
 
-    def features(self, pixels: Tensor) -> dict[str, Tensor]:
-        """The feature map `(batch, channels, rows, columns)` that each head reads, by its name."""
+    @property
+    def last_layers(self) -> dict[str, int]:
+        """The number of the layer that each head reads."""
+        return {name: len(path_of(self, name)) for name in self.towers}
+
+    def features(self, pixels: Tensor, heads: Sequence[str] = HEAD_NAMES) -> dict[str, Tensor]:
+        """The feature map `(batch, channels, rows, columns)` that each of these heads reads, by its name."""
         scaled = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.deviation
         shared = self.layers(scaled)
-        return {head.name: self.towers[head.name](shared) for head in HEADS}
+        return {name: self.towers[name](shared) for name in heads}
 
     def places(self, features: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, float]]:
         """Evidence `(batch, labels, rows * columns)` of each head in turn, and its sharpness."""
         for head in HEADS:
             evidence = self.evidence[head.name](self.dropout(features[head.name]))
-            yield evidence.flatten(2), self.sharpness.get(head.name, 1.0)
+            yield evidence.flatten(2), self.sharpness[head.name]
 
     def pool(self, features: Mapping[str, Tensor]) -> list[Tensor]:
         """Logits `(batch, labels)` of each head: log-sum-exp over places, sharpened."""
@@ -181,13 +187,7 @@ def graft(network: Network, other: Network, head: str) -> None:
     """Give a head of `network` the layers and the evidence that it has in `other`, whatever part of them is shared there."""
     network.towers[head] = deepcopy(path_of(other, head)[len(network.layers) :])
     network.evidence[head] = deepcopy(other.evidence[head])
-    network.last_layers = _with(network.last_layers, other.last_layers, head)
-    network.sharpness = _with(network.sharpness, other.sharpness, head)
-
-
-def _with(mine: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A copy of `mine` that says of one name what `theirs` says."""
-    return {one: value for one, value in mine.items() if one != name} | {one: value for one, value in theirs.items() if one == name}
+    network.sharpness[head] = other.sharpness[head]
 
 
 def _feature_layers(classifier: nn.Module, depth: int = 0) -> nn.Sequential:

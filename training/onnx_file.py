@@ -31,7 +31,7 @@ def read_spec(model: onnx.ModelProto) -> ModelSpec:
     return from_json(next(entry.value for entry in model.metadata_props if entry.key == METADATA_KEY))
 
 
-def insert_temperature(model: onnx.ModelProto, head: str) -> None:
+def _insert_temperature(model: onnx.ModelProto, head: str) -> None:
     """Divide the logits of a head by a temperature of 1 before its softmax."""
     graph = model.graph
     index, softmax = next((i, node) for i, node in enumerate(graph.node) if head in node.output)
@@ -43,11 +43,14 @@ def insert_temperature(model: onnx.ModelProto, head: str) -> None:
 
 
 def scale_temperatures(model: onnx.ModelProto, factors: dict[str, float]) -> dict[str, float]:
-    """Multiply the temperature of each head of a model of one look, in the graph and, for the record, in the spec; return them."""
+    """Multiply the temperature of each head of a model of one look, in the graph and, for the record, in the spec; return them.
+
+    A model that has none yet, as exported, gets them.
+    """
     there = {initializer.name for initializer in model.graph.initializer}
     for head in factors:
-        if head + TEMPERATURE_SUFFIX not in there:  # an optimiser that came by dropped the division by 1
-            insert_temperature(model, head)
+        if head + TEMPERATURE_SUFFIX not in there:
+            _insert_temperature(model, head)
     found = {}
     for initializer in model.graph.initializer:
         head = initializer.name.removesuffix(TEMPERATURE_SUFFIX)

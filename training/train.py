@@ -113,11 +113,11 @@ def train(
         taught = _ask(teacher, pixels.to(device)) if teacher is not None else []
         if settings.halve_every and step % settings.halve_every == 0:
             pixels, before = (torch.from_numpy(halve(one.numpy())) for one in (pixels, before))
+        wanted = _look(untaught, before.to(device), settings.steady_heads) if untaught is not None else {}
         features = network.features(pixels.to(device))
         losses = []
-        for head in settings.steady_heads:
-            assert untaught is not None
-            losses.append(steady_loss(features[head], _features(untaught, before.to(device), head)))
+        for head, theirs in wanted.items():
+            losses.append(steady_loss(features[head], theirs))
             features[head] = _with_gradient(features[head], settings.steady_labels)
         logits, targets = network.pool(features), (attire.to(device), age.to(device))
         losses += label_losses(logits, targets, trust.to(device), settings)
@@ -212,8 +212,8 @@ def _with_gradient(features: Tensor, share: float) -> Tensor:
 
 
 @torch.no_grad()
-def _features(network: Network, pixels: Tensor, head: str) -> Tensor:
-    return network.features(pixels)[head]
+def _look(untaught: Network, pixels: Tensor, heads: Sequence[str]) -> dict[str, Tensor]:
+    return untaught.features(pixels, heads)
 
 
 def evidence_size(network: Network, head: str) -> Tensor:
