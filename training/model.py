@@ -76,10 +76,7 @@ class Network(nn.Module):
         if padding == "keras":
             _pad_like_keras(layers)
         mean, deviation = (KERAS_MEAN, KERAS_DEVIATION) if padding == "keras" else (IMAGENET_MEAN, IMAGENET_DEVIATION)
-        self.padding, self.own_layers, self.second_towers = padding, own_layers, dict(second_towers)
-        seconds = {f"{head}_from_{tower}": Reading(head, tower) for head, tower in second_towers.items()}
-        self.readings = {name: Reading(name, name) for name in HEAD_NAMES} | seconds
-        self.sharpness = {name: sharpness.get(name, 1.0) for name in self.readings}
+        self.padding, self.own_layers = padding, own_layers
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1) * 255)
         self.dropout = nn.Dropout(dropout)
@@ -89,18 +86,34 @@ class Network(nn.Module):
         ends = {head.name: last_layers.get(head.name, len(layers)) for head in HEADS}
         self.layers = layers[:shared]
         self.towers = nn.ModuleDict({name: deepcopy(layers[shared:end]) for name, end in ends.items()})
-        channels = {name: _channels(layers[:end]) for name, end in ends.items()}
-        labels = {head.name: len(head.labels) for head in HEADS}
-        evidence = {name: nn.Conv2d(channels[one.tower], labels[one.head], 1) for name, one in self.readings.items()}
-        for layer in evidence.values():
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.get_parameter("bias"))
-        self.evidence = nn.ModuleDict(evidence)
+        self.readings: dict[str, Reading] = {}
+        self.sharpness: dict[str, float] = {}
+        self.evidence = nn.ModuleDict()
+        for head, end in ends.items():
+            self._add_evidence(head, Reading(head, head), _channels(layers[:end]), sharpness)
+        self.read_also(second_towers, sharpness)
+
+    def read_also(self, second_towers: Mapping[str, str], sharpness: Mapping[str, float] = NONE_NAMED) -> None:
+        """Let heads read second towers, as above, if they do not yet; that evidence starts anew."""
+        for head, tower in second_towers.items():
+            if (name := f"{head}_from_{tower}") not in self.readings:
+                self._add_evidence(name, Reading(head, tower), self.evidence[tower].get_parameter("weight").shape[1], sharpness)
+
+    def _add_evidence(self, name: str, reading: Reading, channels: int, sharpness: Mapping[str, float]) -> None:
+        layer = nn.Conv2d(channels, next(len(head.labels) for head in HEADS if head.name == reading.head), 1)
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(layer.get_parameter("bias"))
+        self.readings[name], self.sharpness[name], self.evidence[name] = reading, sharpness.get(name, 1.0), layer
 
     @property
     def last_layers(self) -> dict[str, int]:
         """The number of the layer that each head reads."""
         return {name: len(path_of(self, name)) for name in self.towers}
+
+    @property
+    def second_towers(self) -> dict[str, str]:
+        """The second tower of each head that has one."""
+        return {reading.head: reading.tower for reading in self.readings.values() if reading.head != reading.tower}
 
     def features(self, pixels: Tensor, towers: Sequence[str] = HEAD_NAMES) -> dict[str, Tensor]:
         """The feature map `(batch, channels, rows, columns)` of each of these towers, by the name of its head."""

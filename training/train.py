@@ -77,6 +77,7 @@ def main(
     torch.manual_seed(settings.seed)
     if start is not None:
         network = load_network(start)
+        network.read_also(settings.second_towers, settings.sharpness)
     if start is None or settings.grafted:
         fresh = build(
             settings.backbone,
