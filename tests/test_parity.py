@@ -40,7 +40,7 @@ def exported(tmp_path_factory, request):
     from training.heads import HEADS
 
     torch.manual_seed(0)
-    network = make_network(own_layers=3, last_layers={"attire": 18}, sharpness={"attire": 2.0}, second_towers={"attire": "age"})
+    network = make_network(own_layers=3, last_layers={"attire": 18}, sharpness={"attire": 2.0})
     first = make_network(depth=request.param) if request.param else None
     path = tmp_path_factory.mktemp("export") / "small.onnx"
     assert export(network, ModelSpec("small", "1", SIDE, HEADS), path, first) < TOLERANCE

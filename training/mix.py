@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from training.heads import HEADS
-from training.model import Network, evidence_on, graft, load_network, path_of, read_about, save_weights, seen_by
+from training.model import Network, graft, load_network, path_of, read_about, save_weights, seen_by
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -35,8 +35,6 @@ def main(before: Path, after: Path, share: float, head: str | None, own_layers: 
         own_layers = network.own_layers if own_layers is None else own_layers
         if own_layers < network.own_layers:
             raise click.UsageError(f"each head of {before} has {network.own_layers} layers; with fewer, the other would change")
-        if evidence_on(network, head) != [head]:
-            raise click.UsageError(f"in {before} another head reads the tower of {head}, and would change")
         mixed = mix_head(network, load_network(after), head, share, own_layers).state_dict()
         about["own_layers"] = own_layers
     else:
@@ -50,7 +48,7 @@ def main(before: Path, after: Path, share: float, head: str | None, own_layers: 
 def mix_head(first: Network, second: Network, head: str, share: float, own_layers: int) -> Network:
     """Return `first` with the last `own_layers` layers of one head mixed with those of `second`."""
     longest = max((path_of(first, one.name) for one in HEADS), key=len)
-    network = Network(longest, first.padding, first.dropout.p, own_layers, second_towers=first.second_towers)
+    network = Network(longest, first.padding, first.dropout.p, own_layers)
     for one in HEADS:
         graft(network, first, one.name)
     theirs = deepcopy(network)

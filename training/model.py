@@ -9,20 +9,16 @@ of the map at once; a label's probability is the sum over places. So every place
 evidence (which is attention and log-sum-exp pooling in one), a small person with strong evidence decides,
 and the same numbers, unsummed, are the map of where.
 
-A head may read a second tower as well, that of another head. Its answer is then the mean of the two: they err on different
-pictures, and the second tower is computed anyway.
-
 In: `uint8 (batch, size, size, 3)` RGB. Out: for each head probabilities `(batch, labels)`, for each head
 a map `(batch, labels, rows, columns)` that sums to them. Casting, mean and deviation are layers.
 """
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -38,25 +34,16 @@ IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KERAS_MEAN, KERAS_DEVIATION = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 KERAS_CLASSES = 1001
 HEAD_NAMES = tuple(head.name for head in HEADS)
-SHAPE = ("own_layers", "last_layers", "sharpness", "second_towers")  # what a file says of a network beside its backbone
 NONE_NAMED: Mapping[str, Any] = MappingProxyType({})  # a default that nobody can change
 
 
-class Reading(NamedTuple):
-    """Some evidence: the head that it is for, and the tower whose features it is read from."""
-
-    head: str
-    tower: str
-
-
 class Network(nn.Module):
-    """All heads on one backbone. `pool` gives log-evidence for training, `answer` probabilities.
+    """All heads on one backbone. `forward` gives pooled log-evidence for training, `answer` probabilities.
 
     padding: `torch` or `keras`; how the backbone's stride-2 convolutions are padded, which also tells what
     range of pixels it was trained on. own_layers: how many of the last layers each head has for itself.
-    last_layers: the layer that a head reads, where that is not the last. second_towers: for a head, the other head whose tower it
-    reads too; this evidence is named `head_from_tower`. sharpness: by how much some evidence is multiplied after pooling; the
-    larger, the smaller is the evidence itself, and the more the pooling is an average (1: log-sum-exp).
+    last_layers: the layer that a head reads, where that is not the last. sharpness: by how much a head's evidence is multiplied
+    after pooling; the larger, the smaller is the evidence itself, and the more the pooling is an average (1: log-sum-exp).
     """
 
     mean: Tensor
@@ -70,13 +57,13 @@ class Network(nn.Module):
         own_layers: int = 0,
         last_layers: Mapping[str, int] = NONE_NAMED,
         sharpness: Mapping[str, float] = NONE_NAMED,
-        second_towers: Mapping[str, str] = NONE_NAMED,
     ) -> None:
         super().__init__()
         if padding == "keras":
             _pad_like_keras(layers)
         mean, deviation = (KERAS_MEAN, KERAS_DEVIATION) if padding == "keras" else (IMAGENET_MEAN, IMAGENET_DEVIATION)
         self.padding, self.own_layers = padding, own_layers
+        self.sharpness = {head.name: sharpness.get(head.name, 1.0) for head in HEADS}
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1) * 255)
         self.dropout = nn.Dropout(dropout)
@@ -86,76 +73,44 @@ class Network(nn.Module):
         ends = {head.name: last_layers.get(head.name, len(layers)) for head in HEADS}
         self.layers = layers[:shared]
         self.towers = nn.ModuleDict({name: deepcopy(layers[shared:end]) for name, end in ends.items()})
-        self.readings: dict[str, Reading] = {}
-        self.sharpness: dict[str, float] = {}
-        self.evidence = nn.ModuleDict()
-        for head, end in ends.items():
-            self._add_evidence(head, Reading(head, head), _channels(layers[:end]), sharpness)
-        self.read_also(second_towers, sharpness)
-
-    def read_also(self, second_towers: Mapping[str, str], sharpness: Mapping[str, float] = NONE_NAMED) -> None:
-        """Let heads read second towers, as above, if they do not yet; that evidence starts anew."""
-        for head, tower in second_towers.items():
-            if (name := f"{head}_from_{tower}") not in self.readings:
-                self._add_evidence(name, Reading(head, tower), self.evidence[tower].get_parameter("weight").shape[1], sharpness)
-
-    def _add_evidence(self, name: str, reading: Reading, channels: int, sharpness: Mapping[str, float]) -> None:
-        layer = nn.Conv2d(channels, next(len(head.labels) for head in HEADS if head.name == reading.head), 1)
-        nn.init.normal_(layer.weight, std=0.01)
-        nn.init.zeros_(layer.get_parameter("bias"))
-        self.readings[name], self.sharpness[name], self.evidence[name] = reading, sharpness.get(name, 1.0), layer
+        evidence = {head.name: nn.Conv2d(_channels(layers[: ends[head.name]]), len(head.labels), 1) for head in HEADS}
+        for layer in evidence.values():
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.get_parameter("bias"))
+        self.evidence = nn.ModuleDict(evidence)
 
     @property
     def last_layers(self) -> dict[str, int]:
         """The number of the layer that each head reads."""
         return {name: len(path_of(self, name)) for name in self.towers}
 
-    @property
-    def second_towers(self) -> dict[str, str]:
-        """The second tower of each head that has one."""
-        return {reading.head: reading.tower for reading in self.readings.values() if reading.head != reading.tower}
-
-    def features(self, pixels: Tensor, towers: Sequence[str] = HEAD_NAMES) -> dict[str, Tensor]:
-        """The feature map `(batch, channels, rows, columns)` of each of these towers, by the name of its head."""
+    def features(self, pixels: Tensor, heads: Sequence[str] = HEAD_NAMES) -> dict[str, Tensor]:
+        """The feature map `(batch, channels, rows, columns)` that each of these heads reads, by its name."""
         scaled = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.deviation
         shared = self.layers(scaled)
-        return {name: self.towers[name](shared) for name in towers}
+        return {name: self.towers[name](shared) for name in heads}
 
-    def read(self, name: str, features: Mapping[str, Tensor]) -> Tensor:
-        """One evidence `(batch, labels, rows, columns)`."""
-        evidence: Tensor = self.evidence[name](self.dropout(features[self.readings[name].tower]))
-        return evidence
+    def places(self, features: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, float]]:
+        """Evidence `(batch, labels, rows * columns)` of each head in turn, and its sharpness."""
+        for head in HEADS:
+            evidence = self.evidence[head.name](self.dropout(features[head.name]))
+            yield evidence.flatten(2), self.sharpness[head.name]
 
-    def pool(self, name: str, evidence: Tensor) -> Tensor:
-        """Logits `(batch, labels)` of one evidence: log-sum-exp over places, sharpened."""
-        return self.sharpness[name] * evidence.flatten(2).logsumexp(dim=2)
-
-    def log_places(self, head: str, features: Mapping[str, Tensor]) -> Tensor:
-        """Logarithms of probabilities `(batch, labels, rows, columns)` of one head, the mean over all its evidence.
-
-        They sum to the probability of a label over places, and to 1 over labels and places.
-        """
-        found = []
-        for name in (name for name, reading in self.readings.items() if reading.head == head):
-            evidence = self.read(name, features)
-            labels = torch.log_softmax(self.pool(name, evidence), dim=1)
-            places = torch.log_softmax(self.sharpness[name] * evidence.flatten(2), dim=2).unflatten(2, evidence.shape[2:])
-            found.append(labels[:, :, None, None] + places)
-        return torch.stack(found).logsumexp(dim=0) - math.log(len(found)) if len(found) > 1 else found[0]
+    def pool(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        """Logits `(batch, labels)` of each head: log-sum-exp over places, sharpened."""
+        return [sharpness * evidence.logsumexp(dim=2) for evidence, sharpness in self.places(features)]
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Logits `(batch, labels)` of each head."""
-        features = self.features(pixels)
-        return [self.log_places(name, features).logsumexp(dim=(2, 3)) for name in HEAD_NAMES]
+        return self.pool(self.features(pixels))
 
     def answer(self, pixels: Tensor) -> list[Tensor]:
         """Probabilities of every head, then maps of every head: what the exported graph gives."""
         features = self.features(pixels)
         probabilities, maps = [], []
-        for name in HEAD_NAMES:
-            logs = self.log_places(name, features)
-            probability = torch.softmax(logs.logsumexp(dim=(2, 3)), dim=1)
-            place = torch.softmax(logs.flatten(2), dim=2).unflatten(2, logs.shape[2:])
+        for (evidence, sharpness), found in zip(self.places(features), features.values(), strict=True):
+            probability = torch.softmax(sharpness * evidence.logsumexp(dim=2), dim=1)
+            place = torch.softmax(sharpness * evidence, dim=2).unflatten(2, found.shape[2:])
             probabilities.append(probability)
             maps.append(place * probability[:, :, None, None])
         return probabilities + maps
@@ -170,21 +125,19 @@ def build(
     depth: int = 0,
     last_layers: Mapping[str, int] = NONE_NAMED,
     sharpness: Mapping[str, float] = NONE_NAMED,
-    second_towers: Mapping[str, str] = NONE_NAMED,
 ) -> Network:
     """Build a network on any torchvision classifier, or on its first `depth` layers.
 
     weights: a safetensors file of Keras MobileNetV2 weights; none takes torchvision's own (a download).
     """
-    shape = own_layers, last_layers, sharpness, second_towers
     if weights is None:
         classifier = models.get_model(backbone, weights="DEFAULT" if pretrained else None)
-        return Network(_feature_layers(classifier, depth), "torch", dropout, *shape)
+        return Network(_feature_layers(classifier, depth), "torch", dropout, own_layers, last_layers, sharpness)
     if backbone != "mobilenet_v2":
         raise ValueError(f"the weights file holds mobilenet_v2, the settings ask for {backbone}")
     classifier = models.mobilenet_v2(num_classes=KERAS_CLASSES)
     classifier.load_state_dict(load_file(weights))
-    return Network(_feature_layers(classifier, depth), "keras", dropout, *shape)
+    return Network(_feature_layers(classifier, depth), "keras", dropout, own_layers, last_layers, sharpness)
 
 
 def save_weights(weights: Mapping[str, Tensor], about: Mapping[str, Any], path: Path) -> None:
@@ -217,7 +170,8 @@ def load_network(path: Path) -> Network:
     about = read_about(path)
     classifier = models.get_model(about["backbone"], weights=None)
     layers = _feature_layers(classifier, about.get("depth", 0))
-    network = Network(layers, about["padding"], float(about["dropout"]), **{name: about[name] for name in SHAPE if name in about})
+    shape = {name: about[name] for name in ("own_layers", "last_layers", "sharpness") if name in about}
+    network = Network(layers, about["padding"], float(about["dropout"]), **shape)
     network.load_state_dict(load_file(path))
     return network
 
@@ -230,17 +184,10 @@ def path_of(network: Network, head: str) -> nn.Sequential:
 
 
 def graft(network: Network, other: Network, head: str) -> None:
-    """Give a head of `network` the layers that it has in `other`, shared there or not, and the evidence on them."""
+    """Give a head of `network` the layers and the evidence that it has in `other`, whatever part of them is shared there."""
     network.towers[head] = deepcopy(path_of(other, head)[len(network.layers) :])
-    for name in evidence_on(network, head):
-        if name in other.readings:
-            network.evidence[name] = deepcopy(other.evidence[name])
-            network.sharpness[name] = other.sharpness[name]
-
-
-def evidence_on(network: Network, tower: str) -> list[str]:
-    """The names of all evidence that is read from a tower."""
-    return [name for name, reading in network.readings.items() if reading.tower == tower]
+    network.evidence[head] = deepcopy(other.evidence[head])
+    network.sharpness[head] = other.sharpness[head]
 
 
 def _feature_layers(classifier: nn.Module, depth: int = 0) -> nn.Sequential:

@@ -50,13 +50,12 @@ class Settings:
     teacher_weight: float = 0.0
     frozen_heads: tuple[str, ...] = ()
     grafted: tuple[str, ...] = ()
-    evidence: tuple[str, ...] = tuple(head.name for head in HEADS)
+    heads: tuple[str, ...] = tuple(head.name for head in HEADS)
     steady_heads: tuple[str, ...] = ()
     steady_labels: float = 0.0
     evidence_decay: dict[str, float] = field(default_factory=dict)
     last_layers: dict[str, int] = field(default_factory=dict)
     sharpness: dict[str, float] = field(default_factory=dict)
-    second_towers: dict[str, str] = field(default_factory=dict)
 
 
 def load_settings(path: Path) -> Settings:

@@ -20,21 +20,9 @@ from torch.utils.data import DataLoader, Subset
 
 from imgsafety.preprocess import halve
 from training.data import Examples, draw_rows
-from training.heads import AGE, ATTIRE
+from training.heads import AGE, ATTIRE, HEADS
 from training.manifest import ADULT, Row
-from training.model import (
-    HEAD_NAMES,
-    SHAPE,
-    Network,
-    build,
-    evidence_on,
-    graft,
-    has_folded_norms,
-    load_network,
-    restore_norms,
-    save_weights,
-    seen_by,
-)
+from training.model import Network, build, graft, has_folded_norms, load_network, restore_norms, save_weights, seen_by
 from training.settings import Settings, load_settings
 from training.split import read_fold
 
@@ -77,7 +65,6 @@ def main(
     torch.manual_seed(settings.seed)
     if start is not None:
         network = load_network(start)
-        network.read_also(settings.second_towers, settings.sharpness)
     if start is None or settings.grafted:
         fresh = build(
             settings.backbone,
@@ -88,7 +75,6 @@ def main(
             settings.depth,
             settings.last_layers,
             settings.sharpness,
-            settings.second_towers,
         )
         if has_folded_norms(fresh):
             restore_norms(fresh, _plain_pixels(rows, data, settings))
@@ -115,7 +101,7 @@ def train(
     network.to(device).to(memory_format=torch.channels_last)
     if teacher is not None:
         teacher.eval().to(device).to(memory_format=torch.channels_last)
-    towers = freeze(network, settings)
+    freeze(network, settings)
     untaught = deepcopy(network).eval() if settings.steady_heads else None
     average = AveragedModel(network, avg_fn=get_ema_avg_fn(settings.average), use_buffers=True)
     optimizer = _optimizer(network, settings)
@@ -124,23 +110,20 @@ def train(
     started = time.monotonic()
     for step, (pixels, before, attire, age, trust) in _batches(rows, data, settings, done):
         _set_rate(optimizer, settings, step)
-        taught = _ask(teacher, pixels.to(device)) if teacher is not None else {}
+        taught = _ask(teacher, pixels.to(device)) if teacher is not None else []
         if settings.halve_every and step % settings.halve_every == 0:
             pixels, before = (torch.from_numpy(halve(one.numpy())) for one in (pixels, before))
         wanted = _look(untaught, before.to(device), settings.steady_heads) if untaught is not None else {}
-        features = network.features(pixels.to(device), towers)
+        features = network.features(pixels.to(device))
         losses = []
         for head, theirs in wanted.items():
             losses.append(steady_loss(features[head], theirs))
             features[head] = _with_gradient(features[head], settings.steady_labels)
-        targets = {ATTIRE.name: attire.to(device), AGE.name: age.to(device)}
-        for name in settings.evidence:
-            head = network.readings[name].head
-            logits = network.pool(name, network.read(name, features))
-            losses += label_losses(head, logits, targets[head], trust.to(device), settings)
-            if taught:
-                losses.append(settings.teacher_weight * taught_loss(logits, taught[head], targets[head]))
-        losses += [decay * evidence_size(network, name) for name, decay in settings.evidence_decay.items()]
+        logits, targets = network.pool(features), (attire.to(device), age.to(device))
+        losses += label_losses(logits, targets, trust.to(device), settings)
+        for mine, theirs, target in zip(logits, taught, targets, strict=False):
+            losses.append(settings.teacher_weight * taught_loss(mine, theirs, target))
+        losses += [decay * evidence_size(network, head) for head, decay in settings.evidence_decay.items()]
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
         nn.utils.clip_grad_norm_(network.parameters(), 2.0)
@@ -154,12 +137,15 @@ def train(
     save_network(average.module, output / "network.safetensors", settings, None if seen is None else sorted({*sources, *seen}))
 
 
-def label_losses(head: str, logits: Tensor, target: Tensor, trust: Tensor, settings: Settings) -> list[Tensor]:
-    """What the labels of one head cost, weighted."""
-    losses = [head_loss(logits, target, trust)]
-    if head == AGE.name:
-        losses.append(settings.age_error_weight * expected_age_loss(logits, target))
-        losses.append(settings.minor_weight * minor_loss(logits, target))
+def label_losses(logits: list[Tensor], targets: tuple[Tensor, Tensor], trust: Tensor, settings: Settings) -> list[Tensor]:
+    """What labels of attire and age cost, weighted, for the heads that are trained."""
+    losses = []
+    if ATTIRE.name in settings.heads:
+        losses.append(head_loss(logits[0], targets[0], trust))
+    if AGE.name in settings.heads:
+        losses.append(head_loss(logits[1], targets[1], trust))
+        losses.append(settings.age_error_weight * expected_age_loss(logits[1], targets[1]))
+        losses.append(settings.minor_weight * minor_loss(logits[1], targets[1]))
     return losses
 
 
@@ -230,41 +216,37 @@ def _look(untaught: Network, pixels: Tensor, heads: Sequence[str]) -> dict[str, 
     return untaught.features(pixels, heads)
 
 
-def evidence_size(network: Network, name: str) -> Tensor:
-    """Sum of the squared weights of some evidence: small ones rest on many features, and carry over to other origins."""
-    return network.evidence[name].get_parameter("weight").square().sum()
+def evidence_size(network: Network, head: str) -> Tensor:
+    """Sum of the squared weights of a head's evidence: small ones rest on many features, and carry over to other origins."""
+    return network.evidence[head].get_parameter("weight").square().sum()
 
 
 @torch.no_grad()
-def _ask(teacher: Network, pixels: Tensor) -> dict[str, Tensor]:
-    return {name: torch.softmax(logits, dim=1) for name, logits in zip(HEAD_NAMES, teacher(pixels), strict=True)}
+def _ask(teacher: Network, pixels: Tensor) -> list[Tensor]:
+    return [torch.softmax(logits, dim=1) for logits in teacher(pixels)]
 
 
-def freeze(network: Network, settings: Settings) -> list[str]:
+def freeze(network: Network, settings: Settings) -> None:
     """Keep as they are, also in their batch statistics: the first layers of the backbone, the towers of `frozen_heads`,
-    evidence that is not to be trained, and towers that none is read from. Return the towers to look at, frozen or not.
+    and everything of its own that a head has which is not among `heads`.
     """
     if settings.frozen_heads and not network.own_layers:
         raise ValueError(f"frozen_heads names {settings.frozen_heads[0]!r}, which has no layers for itself: own_layers is 0")
-    if unknown := set(settings.evidence) - set(network.readings):
-        raise ValueError(f"evidence names {min(unknown)!r}, the network has {', '.join(network.readings)}")
     network.train()
-    towers = [tower for tower in network.towers if set(evidence_on(network, tower)) & set(settings.evidence)]
-    frozen = [network.towers[tower] for tower in network.towers if tower in settings.frozen_heads or tower not in towers]
-    others = [layer for name, layer in network.evidence.items() if name not in settings.evidence]
-    for layer in (*network.layers[: settings.frozen_layers], *frozen, *others):
+    others = [head.name for head in HEADS if head.name not in settings.heads]
+    kept = [*network.layers[: settings.frozen_layers], *(network.towers[head] for head in (*settings.frozen_heads, *others))]
+    for layer in [*kept, *(network.evidence[head] for head in others)]:
         layer.requires_grad_(False)
         layer.train(False)
     for head in settings.steady_heads:
         network.towers[head].train(False)  # it is held against itself as it came, which has no batch to go by
-    return towers
 
 
 def save_network(network: nn.Module, path: Path, settings: Settings, sources: Sequence[str] | None = None) -> None:
     """Write the weights of a network that these settings describe and, where that is known, these sources taught."""
     assert isinstance(network, Network)
     about = {"backbone": settings.backbone, "padding": network.padding, "dropout": str(settings.dropout)}
-    shape = {name: getattr(network, name) for name in SHAPE}
+    shape = {"own_layers": network.own_layers, "last_layers": network.last_layers, "sharpness": network.sharpness}
     save_weights(network.state_dict(), {**about, **shape, "depth": settings.depth, "sources": sources}, path)
 
 
