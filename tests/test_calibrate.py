@@ -127,4 +127,27 @@ def test_a_manifest_is_calibrated_on_like_a_folder(tmp_path, toy_path):
 
 def test_affordable_threshold_flags_no_more_than_the_share() -> None:
     scores = np.linspace(0, 1, 100)
-    assert (scores >= affordable_threshold(scores, 0.05)).sum() == 5
+    assert (scores >= affordable_threshold(scores, 0.05, np.repeat("one", 100))).sum() == 5
+
+
+def test_false_alarms_are_the_mean_over_origins() -> None:
+    scores, origins = np.linspace(0, 1, 100), np.repeat(["small", "large"], [20, 80])
+    threshold = affordable_threshold(scores, 0.05, origins)  # the large one has all the high scores
+    assert (scores >= threshold).sum() == 8  # 8 of 80 and 0 of 20
+
+
+def test_false_alarms_that_cannot_be_had_are_not() -> None:
+    scores, origins = np.linspace(0, 1, 10), np.repeat("one", 10)
+    assert (scores >= affordable_threshold(scores, 0.05, origins)).sum() == 0
+    assert affordable_threshold(scores, 1.0, origins) == -np.inf and affordable_threshold(scores[:0], 0.05, origins[:0]) == np.inf
+
+
+def test_a_left_out_source_is_not_calibrated_on(tmp_path, toy_path):
+    from tests.test_manifest import SETTINGS
+
+    data = write_labelled(tmp_path / "data", per_label=30)
+    words = ["--target-miss", "0.2", "--settings", str(SETTINGS.with_name("smoke.toml")), "--leave-out"]
+    ran, _ = calibrate(data, toy_path, *words, "drawn_figures")
+    assert ran.exit_code == 1 and "0 labelled cases" in ran.output  # all minimal attire is of that source
+    ran, _ = calibrate(data, toy_path, *words, "sports")
+    assert ran.exit_code == 1 and "no source sports to leave out" in ran.output

@@ -64,7 +64,7 @@ def train(folder, settings):
     from training.train import main
 
     words = ["--data", folder, "--output", folder / "run", "--settings", settings, "--no-pretraining", "--device", "cpu"]
-    return CliRunner().invoke(main, [str(word) for word in words]).exception
+    return CliRunner().invoke(main, [str(word) for word in words])
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ def test_a_forbidden_row_stops_training_before_any_pixel_is_read(manifest, setti
     """The pictures do not exist: with the row, the manifest is what fails; without it, the first picture."""
     lawful, forbidden = {"attire": "clothed"}, {"attire": "minimal", "age_min": "10", "age_max": "30"}
     stopped = train(manifest(lawful, forbidden).parent, settings)
-    assert isinstance(stopped, ManifestError) and "line 3" in str(stopped)
-    assert isinstance(train(manifest(lawful).parent, settings), FileNotFoundError)
+    assert stopped.exit_code == 1 and "line 3" in stopped.output
+    assert isinstance(train(manifest(lawful).parent, settings).exception, FileNotFoundError)
 
 
 MALFORMED = [

@@ -6,8 +6,9 @@ label: `minimal`, `revealing`, `clothed`, `no_person`, `not_minimal` (adults or 
 The promise: with the stated confidence, at most the stated share of such cases scores under the threshold.
 Candidates are tested from the safest upwards, each by the exact binomial bound, and the first failure stops
 (fixed-sequence testing, Learn then Test, Angelopoulos et al. 2021). Below that threshold the promise holds as well, so the
-threshold is then lowered as far as the recipe's share of false alarms allows. It holds for pictures drawn like the
-labelled ones, and for no others. Needs no torch.
+threshold is then lowered as far as the recipe's share of false alarms allows: the mean over origins (the manifest's
+`source`), because what will be judged is of none of them, and the largest is not to decide alone. The promise holds for
+pictures drawn like the labelled ones, and for no others. Needs no torch.
 """
 
 import datetime
@@ -28,7 +29,7 @@ from imgsafety import Scanner
 from imgsafety.policy import parse_policy
 from imgsafety.preprocess import LOOKS
 from training.heads import EXPOSED, OLDEST
-from training.manifest import ADULT, ATTIRE_VALUES, ManifestError, Row, load_manifest, manifest_sha256
+from training.manifest import ADULT, ATTIRE_VALUES, ManifestError, Row, load_manifest, manifest_sha256, without
 from training.measure import Values, rate
 from training.predict import first_looks, open_scanner
 from training.settings import load_settings
@@ -37,11 +38,12 @@ from training.split import read_fold
 HERE = Path(__file__).parent
 FOLDER_AGES = {"minor": (0.0, ADULT - 1.0), "adult": (float(ADULT), float(OLDEST))}
 DECIMALS = 4
+ROUNDING = 1e-9  # of a sum of shares: 5 of 100 are no more than 0.05
 CONDITIONS = ("when", "before_below")  # of a rule, each with a share of misses per score
 Promise = tuple[str, str, float, float]  # condition, score, share of misses, share of false alarms
 
 
-class TooFewRowsError(Exception):
+class TooFewRowsError(click.ClickException):
     """The labelled pictures cannot carry the promise that was asked for."""
 
 
@@ -72,6 +74,7 @@ class Threshold:
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Promise this miss rate for every score, instead of the recipe's.",
 )
+@click.option("--leave-out", multiple=True, help="Calibrate without this source, for a model that was trained without it.")
 @click.option("--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The policy TOML to write.")
 @click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=HERE / "settings.toml")
@@ -81,6 +84,7 @@ def main(
     model: Path | None,
     recipe: str,
     target_miss: float | None,
+    leave_out: tuple[str, ...],
     confidence: float,
     output: Path,
     settings_path: Path,
@@ -90,23 +94,20 @@ def main(
     if recipe not in plan:
         raise click.UsageError(f"recipe {recipe!r} is not one of {', '.join(plan)}")
     scanner = open_scanner(model)
-    try:
-        rows = read_rows(data, split, settings.licences)
-        text = calibrate(scanner, rows, data, recipe, plan[recipe], target_miss, confidence)
-    except (ManifestError, TooFewRowsError) as problem:
-        raise click.ClickException(str(problem)) from problem
+    rows = read_rows(data, split, settings.licences, leave_out)
+    text = calibrate(scanner, rows, data, recipe, plan[recipe], target_miss, confidence)
     parse_policy(text)  # what we write must be what the scanner reads
     output.write_text(text, encoding="utf-8")
     print(text)
 
 
-def read_rows(data: Path, split: Path | None, licences: dict[str, str]) -> list[Row]:
-    """Rows of a manifest (one fold of it, if a split is named), or of one folder per label."""
+def read_rows(data: Path, split: Path | None, licences: dict[str, str], leave_out: Sequence[str] = ()) -> list[Row]:
+    """Rows of a manifest (one fold of it, if a split is named), or of one folder per label; without some sources."""
     if split is not None:
-        return read_fold(data, split, "calibration", licences)
+        return read_fold(data, split, "calibration", licences, leave_out)
     if (data / "manifest.csv").is_file():
-        return load_manifest(data / "manifest.csv", licences)
-    return [_folder_row(path.relative_to(data)) for path in _files(data)]
+        return without(load_manifest(data / "manifest.csv", licences), leave_out)
+    return without([_folder_row(path.relative_to(data)) for path in _files(data)], leave_out)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -187,6 +188,7 @@ def _cascade(
 def _thorough(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict[str, float]) -> list[str]:
     """The `[thorough]` tables: what a tile, turn or negative must score, so that these flag few pictures more."""
     scored = list(scanner.score(data / row.path for row in rows))
+    origins = np.array([row.source for row in rows])
     tables = []
     for look in dict.fromkeys(LOOKS[1:]):
         lines = []
@@ -196,7 +198,7 @@ def _thorough(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict[st
                 max(scores.named[score] for kind, scores in zip(one.looks, one.scores, strict=True) if kind == look)
                 for one in scored
             ]
-            value = affordable_threshold(np.array(worst)[others], share)
+            value = affordable_threshold(np.array(worst)[others], share, origins[others])
             rounded = min(math.ceil(value * 10**DECIMALS) / 10**DECIMALS, 1.0) if math.isfinite(value) else 1.0
             lines.append(f"{score} = {rounded}  # reached by at most {share:g} of other pictures")
         tables.append(f"[thorough.{look}]\n" + "\n".join(lines))
@@ -235,7 +237,8 @@ def _threshold(
     # Where the promise leaves room, the room goes to finding more, as far as false alarms allow. Not for `before_below`: there
     # it would find nothing more, and a picture that was exposed before would count as undressed when its score moves a little;
     # nor for a first look, which may not settle at what a rule fires (`most`).
-    lowest = promised if key != "when" else min(promised, affordable_threshold(scores[others], false_alarms))
+    origins = np.array([row.source for row in rows])
+    lowest = promised if key != "when" else min(promised, affordable_threshold(scores[others], false_alarms, origins[others]))
     # Rounded down, which finds more, so that the written number keeps the promise.
     value = min(max(sign * math.floor(lowest * 10**DECIMALS) / 10**DECIMALS, 0.0), most)
     missed = int((sign * scores[cases] < sign * value).sum())
@@ -244,13 +247,18 @@ def _threshold(
     return Threshold(value, miss, missed, int(cases.sum()), round(bound, DECIMALS), str(flagged))
 
 
-def affordable_threshold(scores: Values, false_alarms: float) -> float:
-    """The lowest threshold at which at most a share `false_alarms` of these scores `(n,)` is flagged."""
+def affordable_threshold(scores: Values, false_alarms: float, origins: npt.NDArray[np.str_]) -> float:
+    """The lowest threshold at which at most a share `false_alarms` of these scores is flagged, the mean over their origins.
+
+    scores, origins: `(n,)`. Minus infinity where everything may be flagged, infinity of no scores.
+    """
     if not len(scores):
         return math.inf
-    descending = np.sort(scores)[::-1]
-    allowed = int(false_alarms * len(scores))
-    return -math.inf if allowed >= len(scores) else float(np.nextafter(descending[allowed], math.inf))
+    names, places, counts = np.unique(origins, return_inverse=True, return_counts=True)
+    order = np.argsort(-scores, kind="stable")
+    flagged = np.cumsum(1 / counts[places[order]]) / len(names)  # with this score and all above it
+    beyond = np.flatnonzero(flagged > false_alarms + ROUNDING)
+    return float(np.nextafter(scores[order[beyond[0]]], math.inf)) if len(beyond) else -math.inf
 
 
 def certified_threshold(scores: Values, target_miss: float, confidence: float, what: str = "score") -> float:

@@ -9,10 +9,12 @@ by a word of a caption, come from `ages_by_eye.csv`.
 
 import csv
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+import click
 
 from training.heads import ATTIRE, EXPOSED, NOT_MINIMAL, OLDEST
 
@@ -26,8 +28,8 @@ AGES_BY_EYE = Path(__file__).with_name("ages_by_eye.csv")
 BY_EYE: dict[str, tuple[float, float] | None] = {"M": (0, ADULT - 1), "A": (ADULT, OLDEST), "Y": None, "N": None}
 
 
-class ManifestError(Exception):
-    """The manifest cannot be used for training. The message names line, column and value."""
+class ManifestError(click.ClickException):
+    """The manifest cannot be used for training. The message names line, column and value; a command that meets it prints it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,13 @@ def load_manifest(path: Path, licences: Mapping[str, str]) -> list[Row]:
             raise ManifestError(f"line {line}: path {row.path!r} stands twice")
         seen.add(row.path)
     return rows
+
+
+def without(rows: Sequence[Row], sources: Sequence[str]) -> list[Row]:
+    """The rows of all other sources. Raises `ManifestError` for a source that no row has."""
+    if unknown := set(sources) - {row.source for row in rows}:
+        raise ManifestError(f"the manifest has no source {', '.join(sorted(unknown))} to leave out")
+    return [row for row in rows if row.source not in sources]
 
 
 def manifest_sha256(path: Path) -> str:

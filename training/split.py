@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from training.manifest import ManifestError, Row, load_manifest
+from training.manifest import ManifestError, Row, load_manifest, without
 
 # Of 100 groups: 10 test, 10 calibration, 80 train.
 TEST_SHARE, CALIBRATION_SHARE = 10, 10
@@ -46,11 +46,15 @@ def load_or_split(rows: Sequence[Row], folder: Path, cache: Path) -> list[str]:
     return folds_in_order
 
 
-def read_fold(data: Path, cache: Path, fold: str, licences: Mapping[str, str]) -> list[Row]:
-    """Return the checked rows of one fold of `manifest.csv` in `data`; the split is made if it is not there."""
+def read_fold(data: Path, cache: Path, fold: str, licences: Mapping[str, str], leave_out: Sequence[str] = ()) -> list[Row]:
+    """Return the checked rows of one fold of `manifest.csv` in `data`; the split is made if it is not there.
+
+    leave_out: sources whose rows are not wanted. Raises `ManifestError` for one that is not there.
+    """
     rows = load_manifest(data / "manifest.csv", licences)
+    wanted = set(without(rows, leave_out))
     folds = load_or_split(rows, data, cache)
-    return [row for row, row_fold in zip(rows, folds, strict=True) if row_fold == fold]
+    return [row for row, row_fold in zip(rows, folds, strict=True) if row_fold == fold and row in wanted]
 
 
 def fold_of(key: str) -> str:

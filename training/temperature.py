@@ -27,10 +27,11 @@ SMALLEST = 1e-12
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with manifest.csv.")
 @click.option("--split", type=click.Path(path_type=Path), required=True, help="split.csv that training.train wrote.")
 @click.option("--model", type=click.Path(path_type=Path, exists=True), required=True, help="The .onnx file to change.")
+@click.option("--leave-out", multiple=True, help="Fit without this source, for a model that was trained without it.")
 @click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
-def main(data: Path, split: Path, model: Path, settings_path: Path) -> None:
+def main(data: Path, split: Path, model: Path, leave_out: tuple[str, ...], settings_path: Path) -> None:
     settings = load_settings(settings_path)
-    rows = read_fold(data, split, "calibration", settings.licences)
+    rows = read_fold(data, split, "calibration", settings.licences, leave_out)
     scanner, looks = open_scanner(model), split_looks(onnx.load(model))
     for number, look in enumerate(looks):
         answers = first_answers(scanner, rows, data) if number else predict(scanner, rows, data)

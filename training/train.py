@@ -54,13 +54,10 @@ def main(
     device: str,
 ) -> None:
     settings = load_settings(settings_path)
-    rows = read_fold(data, output / "split.csv", "train", settings.licences)
-    if unknown := set(leave_out) - {row.source for row in rows}:
-        raise click.UsageError(f"the manifest has no source {', '.join(sorted(unknown))} to leave out")
+    rows = read_fold(data, output / "split.csv", "train", settings.licences, leave_out)
     seen = seen_by(start, teacher)
     if leave_out and (seen is None or set(leave_out) & set(seen)):
         raise click.UsageError("--leave-out: --start and --teacher must be networks that saw nothing of the source and say so")
-    rows = [row for row in rows if row.source not in leave_out]
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     if start is not None:
