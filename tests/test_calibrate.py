@@ -130,10 +130,16 @@ def test_affordable_threshold_flags_no_more_than_the_share() -> None:
     assert (scores >= affordable_threshold(scores, 0.05, np.repeat("one", 100))).sum() == 5
 
 
-def test_false_alarms_are_the_mean_over_origins() -> None:
-    scores, origins = np.linspace(0, 1, 100), np.repeat(["small", "large"], [20, 80])
-    threshold = affordable_threshold(scores, 0.05, origins)  # the large one has all the high scores
-    assert (scores >= threshold).sum() == 8  # 8 of 80 and 0 of 20
+@pytest.mark.parametrize(
+    ("origins", "flagged"),
+    [
+        (["small"] * 20 + ["large"] * 80, 8),  # the large one has all the high scores: 8 of 80 and 0 of 20 are 5 % on average
+        (["large"] * 80 + ["small"] * 20, 5),  # the small one has them: 5 of 20 would be 12.5 % on average, but are 5 % of all
+    ],
+)
+def test_false_alarms_are_the_smaller_of_their_share_and_its_mean_over_origins(origins: list[str], flagged: int) -> None:
+    scores = np.linspace(0, 1, 100)
+    assert (scores >= affordable_threshold(scores, 0.05, np.array(origins))).sum() == flagged
 
 
 def test_false_alarms_that_cannot_be_had_are_not() -> None:

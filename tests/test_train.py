@@ -247,10 +247,11 @@ def test_a_mix_that_would_change_more_than_it_says_is_refused(tmp_path, options,
     assert result.exit_code == 2 and error in result.output
 
 
-def test_a_left_out_source_is_measured_whole(model, killed, data):
-    words = ["--data", data, "--split", killed / "split.csv", "--model", model, "--left-out", "drawn_figures", "--settings", SMOKE]
-    result = CliRunner().invoke(evaluate.main, list(map(str, words)), catch_exceptions=False)
+def test_a_left_out_source_is_measured_whole_and_changed(model, policy, data):
+    words = ["--data", data, "--model", model, "--policy", policy, "--left-out", "drawn_figures", "--settings", SMOKE]
+    result = CliRunner().invoke(evaluate.main, list(map(str, [*words, "--changed-rows", 4])), catch_exceptions=False)
     assert result.exit_code == 0 and "source drawn_figures" in result.output and "drawn_scenes" not in result.output
+    assert "| halftone |" in result.output
 
 
 def test_a_source_that_is_not_there_cannot_be_left_out(data, tmp_path):

@@ -6,9 +6,9 @@ label: `minimal`, `revealing`, `clothed`, `no_person`, `not_minimal` (adults or 
 The promise: with the stated confidence, at most the stated share of such cases scores under the threshold.
 Candidates are tested from the safest upwards, each by the exact binomial bound, and the first failure stops
 (fixed-sequence testing, Learn then Test, Angelopoulos et al. 2021). Below that threshold the promise holds as well, so the
-threshold is then lowered as far as the recipe's share of false alarms allows: the mean over origins (the manifest's
-`source`), because what will be judged is of none of them, and the largest is not to decide alone. The promise holds for
-pictures drawn like the labelled ones, and for no others. Needs no torch.
+threshold is then lowered as far as the recipe's share of false alarms allows: of all pictures, or the mean over origins (the
+manifest's `source`), whichever is smaller, because what will be judged is of none of them, and neither the largest nor the
+oddest is to decide alone. The promise holds for pictures drawn like the labelled ones, and for no others. Needs no torch.
 """
 
 import datetime
@@ -248,16 +248,17 @@ def _threshold(
 
 
 def affordable_threshold(scores: Values, false_alarms: float, origins: npt.NDArray[np.str_]) -> float:
-    """The lowest threshold at which at most a share `false_alarms` of these scores is flagged, the mean over their origins.
+    """The lowest threshold at which at most a share `false_alarms` of these scores is flagged: of all, or the mean over origins.
 
-    scores, origins: `(n,)`. Minus infinity where everything may be flagged, infinity of no scores.
+    Whichever finds more. scores, origins: `(n,)`. Minus infinity where everything may be flagged, infinity of no scores.
     """
     if not len(scores):
         return math.inf
     names, places, counts = np.unique(origins, return_inverse=True, return_counts=True)
     order = np.argsort(-scores, kind="stable")
-    flagged = np.cumsum(1 / counts[places[order]]) / len(names)  # with this score and all above it
-    beyond = np.flatnonzero(flagged > false_alarms + ROUNDING)
+    over_origins = np.cumsum(1 / counts[places[order]]) / len(names)  # flagged with this score and all above it
+    over_all = np.arange(1, len(scores) + 1) / len(scores)
+    beyond = np.flatnonzero(np.minimum(over_origins, over_all) > false_alarms + ROUNDING)
     return float(np.nextafter(scores[order[beyond[0]]], math.inf)) if len(beyond) else -math.inf
 
 

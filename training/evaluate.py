@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 
-from imgsafety import Policy, Scanner, load_policy
+from imgsafety import Scanner, load_policy
 from imgsafety.policy import check_fit, shipped_policies
 from imgsafety.session import score_names, shipped_model
-from training.manifest import load_manifest, without
+from training.manifest import Row, load_manifest, without
 from training.predict import Answers, open_scanner, predict
 from training.settings import load_settings
 from training.split import read_fold
@@ -26,8 +26,8 @@ from training.tables import (
     cascade_table,
     changed_tables,
     edit_table,
+    judged_tables,
     markdown,
-    thorough_tables,
     threshold,
     verdict_table,
 )
@@ -46,7 +46,7 @@ START, END = "<!-- figures: written by training.evaluate -->", "<!-- end of figu
 @click.option(
     "--left-out",
     multiple=True,
-    help="Only this source, all of it, of which the model saw nothing (`training.train --leave-out`). Any policy goes.",
+    help="Only attire in this source, all of it, of which model and policy saw nothing (`--leave-out` when they were made).",
 )
 @click.option("--changed-rows", default=300, show_default=True, help="Changed pictures per column, at most.")
 @click.option("--write", is_flag=True, help="Rewrite the figures in the model card and operating_points.json.")
@@ -68,20 +68,25 @@ def main(
     if write and (left_out or quick or thorough or model or fold != "test" or policy_name != "default"):
         raise click.UsageError("--write is for all tables of the shipped model and policy on the test fold: no other choice")
     policy, scanner = load_policy(policy_name), open_scanner(model)
-    if left_out:
-        if quick or thorough:
-            raise click.UsageError("--left-out prints the tables of attire only; it goes with neither --quick nor --thorough")
-        _measure_left_out(scanner, policy, data, left_out, settings.licences)
-        return
-    if split is None:
-        raise click.UsageError("--split is needed to know which pictures are held out")
     session = scanner.session
     check_fit(policy, session.spec.identity, score_names(session.spec), session.sha256)
-    rows = read_fold(data, split, fold, settings.licences)
+    if left_out:
+        grounds = load_manifest(data / "manifest.csv", settings.licences)
+        others = set(without(grounds, left_out))
+        rows = [row for row in grounds if row not in others]
+    elif split is None:
+        raise click.UsageError("--split is needed to know which pictures are held out")
+    else:
+        rows = grounds = read_fold(data, split, fold, settings.licences)
     if thorough:
-        print(markdown(thorough_tables(Scanner(model, policy, thorough=True), Measured(rows, Answers({})), data, changed_rows)))
+        print(_judged(Scanner(model, policy, thorough=True), rows, grounds, data, changed_rows))
         return
     measured = Measured(rows, predict(scanner, rows, data))
+    if left_out:
+        print(markdown(attire_tables(measured, policy)))
+        if not quick:
+            print(_judged(Scanner(model, policy), rows, grounds, data, changed_rows))
+        return
     tables = [*attire_tables(measured, policy), *age_tables(measured, policy), calibration_table(measured)]
     tables.append(verdict_table(measured, policy))
     if policy.cascade:
@@ -94,12 +99,8 @@ def main(
         _write_operating_points(scanner, measured)
 
 
-def _measure_left_out(scanner: Scanner, policy: Policy, data: Path, sources: tuple[str, ...], licences: dict[str, str]) -> None:
-    all_rows = load_manifest(data / "manifest.csv", licences)
-    others = set(without(all_rows, sources))
-    rows = [row for row in all_rows if row not in others]
-    measured = Measured(rows, predict(scanner, rows, data))
-    print(markdown(attire_tables(measured, policy)))
+def _judged(scanner: Scanner, rows: list[Row], grounds: list[Row], data: Path, most: int) -> str:
+    return markdown(judged_tables(scanner, Measured(rows, Answers({})), grounds, data, most))
 
 
 def _write_card(text: str, scanner: Scanner, fold: str, count: int) -> None:

@@ -338,11 +338,14 @@ def changed_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: P
         return cells
 
     columns = ("change", "minimal missed", "others flagged", "minors missed", "adults 25+ flagged")
-    yield from _tables_of_changes(all_rows, data, random, most, columns, score)
+    yield from _tables_of_changes(all_rows.rows, data, random, most, columns, score)
 
 
-def thorough_tables(scanner: Scanner, all_rows: Measured, data: Path, most: int) -> Iterator[Table]:
-    """The same for attire alone, by a thorough scanner with its policy: each look has thresholds of its own."""
+def judged_tables(scanner: Scanner, all_rows: Measured, grounds: Sequence[Row], data: Path, most: int) -> Iterator[Table]:
+    """The same for attire alone, as a scanner judges with its policy: each look of a thorough one has thresholds of its own.
+
+    grounds: among these are the pictures without people that others are pasted into.
+    """
     random = np.random.default_rng(0)
     minimal, others = _minimal_and_others(all_rows, random, most)
 
@@ -355,7 +358,7 @@ def thorough_tables(scanner: Scanner, all_rows: Measured, data: Path, most: int)
             cells.append(str(rate(fired == wanted)))
         return cells
 
-    yield from _tables_of_changes(all_rows, data, random, most, ("change", "minimal missed", "others flagged"), score)
+    yield from _tables_of_changes(grounds, data, random, most, ("change", "minimal missed", "others flagged"), score)
 
 
 def _minimal_and_others(all_rows: Measured, random: np.random.Generator, most: int) -> tuple[list[Row], list[Row]]:
@@ -371,7 +374,7 @@ def _in_turn(make: Callable[[int], Change]) -> Change:
 
 
 def _tables_of_changes(
-    all_rows: Measured,
+    rows: Sequence[Row],
     data: Path,
     random: np.random.Generator,
     most: int,
@@ -384,15 +387,15 @@ def _tables_of_changes(
         columns,
         [(name, *score(lambda _, change=change: change)) for name, change in ROBUSTNESS.items()],  # type: ignore[misc]
     )
-    empty = (all_rows.column("attire") == "no_person") & (all_rows.column("framing") != "figure")
-    grounds = [read_image(row, data) for row in some_rows(all_rows.rows, empty, random, most)]
+    empty = np.array([row.attire == "no_person" and row.framing != "figure" for row in rows])
+    grounds = [read_image(row, data) for row in some_rows(rows, empty, random, most)]
 
     def paste(share: float) -> Callable[[int], Change]:
         return lambda index: smaller(share, grounds[index % len(grounds)], (index % 5) / 4)
 
-    def grid(rows: int) -> Callable[[int], Change]:
+    def grid(side: int) -> Callable[[int], Change]:
         return lambda index: collage_of(
-            [grounds[(index + step) % len(grounds)] for step in range(rows * rows - 1)], rows, index % (rows * rows)
+            [grounds[(index + step) % len(grounds)] for step in range(side * side - 1)], side, index % (side * side)
         )
 
     yield Table(
