@@ -157,3 +157,5 @@ def test_a_left_out_source_is_not_calibrated_on(tmp_path, toy_path):
     assert ran.exit_code == 1 and "0 labelled cases" in ran.output  # all minimal attire is of that source
     ran, _ = calibrate(data, toy_path, *words, "sports")
     assert ran.exit_code == 1 and "no source sports to leave out" in ran.output
+    ran, output = calibrate(data, toy_path, *words, "drawn_scenes")
+    assert ran.exit_code == 0 and tomllib.loads(output.read_text())["calibration"]["left_out"] == ["drawn_scenes"]

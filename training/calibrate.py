@@ -13,6 +13,7 @@ oddest is to decide alone. The promise holds for pictures drawn like the labelle
 
 import datetime
 import hashlib
+import json
 import math
 import tomllib
 from collections.abc import Sequence
@@ -95,7 +96,7 @@ def main(
         raise click.UsageError(f"recipe {recipe!r} is not one of {', '.join(plan)}")
     scanner = open_scanner(model)
     rows = read_rows(data, split, settings.licences, leave_out)
-    text = calibrate(scanner, rows, data, recipe, plan[recipe], target_miss, confidence)
+    text = calibrate(scanner, rows, data, recipe, plan[recipe], target_miss, confidence, leave_out)
     parse_policy(text)  # what we write must be what the scanner reads
     output.write_text(text, encoding="utf-8")
     print(text)
@@ -132,8 +133,12 @@ def calibrate(
     recipe: dict[str, Any],
     target_miss: float | None,
     confidence: float,
+    left_out: Sequence[str] = (),
 ) -> str:
-    """Return the text of a policy whose every threshold keeps its promise. Raises `TooFewRowsError`."""
+    """Return the text of a policy whose every threshold keeps its promise. Raises `TooFewRowsError`.
+
+    left_out: sources that are not among `rows`, for the record.
+    """
     scored = scanner.score(data / row.path for row in rows)
     readable = [(row, one.scores) for row, one in zip(rows, scored, strict=True) if not one.error]
     if len(readable) < len(rows):
@@ -159,7 +164,7 @@ def calibrate(
         rules.append(_cascade(scanner, rows, data, recipe["cascade"], target_miss, confidence, found))
     if "thorough" in recipe:
         rules += _thorough(open_scanner(scanner.session.path, thorough=True), rows, data, recipe["thorough"])
-    header = _header(scanner, data, name, recipe["about"], confidence)
+    header = _header(scanner, data, name, recipe["about"], confidence, left_out)
     record = "\n".join(_record(promise, threshold) for promise, threshold in found.items())
     return header + "\n" + "\n\n".join(rules) + "\n\n# What each threshold promises, and the pictures it rests on.\n" + record
 
@@ -200,7 +205,7 @@ def _thorough(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict[st
             ]
             value = affordable_threshold(np.array(worst)[others], share, origins[others])
             rounded = min(math.ceil(value * 10**DECIMALS) / 10**DECIMALS, 1.0) if math.isfinite(value) else 1.0
-            lines.append(f"{score} = {rounded}  # reached by at most {share:g} of other pictures")
+            lines.append(f"{score} = {rounded}  # reached by at most {share:g} of other pictures, or of their origins on average")
         tables.append(f"[thorough.{look}]\n" + "\n".join(lines))
     return tables
 
@@ -278,7 +283,7 @@ def certified_threshold(scores: Values, target_miss: float, confidence: float, w
     return float(np.sort(scores)[allowed[passing].max()])
 
 
-def _header(scanner: Scanner, data: Path, name: str, about: str, confidence: float) -> str:
+def _header(scanner: Scanner, data: Path, name: str, about: str, confidence: float, left_out: Sequence[str]) -> str:
     spec, session = scanner.session.spec, scanner.session
     manifest = data / "manifest.csv"
     digest = manifest_sha256(manifest) if manifest.is_file() else _folder_sha256(data)
@@ -292,7 +297,7 @@ date = {datetime.date.today().isoformat()}
 confidence = {confidence}
 data_sha256 = "{digest}"
 model_sha256 = "{session.sha256}"
-'''
+''' + (f"left_out = {json.dumps(list(left_out))}\n" if left_out else "")
 
 
 def _folder_sha256(data: Path) -> str:
