@@ -30,7 +30,7 @@ from imgsafety import Scanner
 from imgsafety.policy import parse_policy
 from imgsafety.preprocess import LOOKS
 from training.heads import EXPOSED, OLDEST
-from training.manifest import ADULT, ATTIRE_VALUES, ManifestError, Row, load_manifest, manifest_sha256, without
+from training.manifest import ADULT, ATTIRE_VALUES, ManifestError, Row, check_sources, load_manifest, manifest_sha256
 from training.measure import Values, rate
 from training.predict import first_looks, open_scanner
 from training.settings import load_settings
@@ -107,8 +107,11 @@ def read_rows(data: Path, split: Path | None, licences: dict[str, str], leave_ou
     if split is not None:
         return read_fold(data, split, "calibration", licences, leave_out)
     if (data / "manifest.csv").is_file():
-        return without(load_manifest(data / "manifest.csv", licences), leave_out)
-    return without([_folder_row(path.relative_to(data)) for path in _files(data)], leave_out)
+        rows = load_manifest(data / "manifest.csv", licences)
+    else:
+        rows = [_folder_row(path.relative_to(data)) for path in _files(data)]
+    check_sources(rows, leave_out)
+    return [row for row in rows if row.source not in leave_out]
 
 
 def _files(folder: Path) -> list[Path]:

@@ -13,8 +13,8 @@ import click
 from imgsafety import Scanner, load_policy
 from imgsafety.policy import check_fit, shipped_policies
 from imgsafety.session import score_names, shipped_model
-from training.manifest import Row, load_manifest, without
-from training.predict import Answers, open_scanner, predict
+from training.manifest import check_sources, load_manifest
+from training.predict import open_scanner, predict
 from training.settings import load_settings
 from training.split import read_fold
 from training.tables import (
@@ -72,20 +72,20 @@ def main(
     check_fit(policy, session.spec.identity, score_names(session.spec), session.sha256)
     if left_out:
         grounds = load_manifest(data / "manifest.csv", settings.licences)
-        others = set(without(grounds, left_out))
-        rows = [row for row in grounds if row not in others]
+        check_sources(grounds, left_out)
+        rows = [row for row in grounds if row.source in left_out]
     elif split is None:
         raise click.UsageError("--split is needed to know which pictures are held out")
     else:
         rows = grounds = read_fold(data, split, fold, settings.licences)
     if thorough:
-        print(_judged(Scanner(model, policy, thorough=True), rows, grounds, data, changed_rows))
+        print(markdown(judged_tables(Scanner(model, policy, thorough=True), rows, grounds, data, changed_rows)))
         return
     measured = Measured(rows, predict(scanner, rows, data))
     if left_out:
         print(markdown(attire_tables(measured, policy)))
         if not quick:
-            print(_judged(Scanner(model, policy), rows, grounds, data, changed_rows))
+            print(markdown(judged_tables(Scanner(model, policy), rows, grounds, data, changed_rows)))
         return
     tables = [*attire_tables(measured, policy), *age_tables(measured, policy), calibration_table(measured)]
     tables.append(verdict_table(measured, policy))
@@ -97,10 +97,6 @@ def main(
     if write:
         _write_card(markdown(tables), scanner, fold, len(rows))
         _write_operating_points(scanner, measured)
-
-
-def _judged(scanner: Scanner, rows: list[Row], grounds: list[Row], data: Path, most: int) -> str:
-    return markdown(judged_tables(scanner, Measured(rows, Answers({})), grounds, data, most))
 
 
 def _write_card(text: str, scanner: Scanner, fold: str, count: int) -> None:

@@ -88,11 +88,10 @@ def load_manifest(path: Path, licences: Mapping[str, str]) -> list[Row]:
     return rows
 
 
-def without(rows: Sequence[Row], sources: Sequence[str]) -> list[Row]:
-    """The rows of all other sources. Raises `ManifestError` for a source that no row has."""
+def check_sources(rows: Sequence[Row], sources: Sequence[str]) -> None:
+    """Raise `ManifestError` for a source that no row has."""
     if unknown := set(sources) - {row.source for row in rows}:
         raise ManifestError(f"the manifest has no source {', '.join(sorted(unknown))} to leave out")
-    return [row for row in rows if row.source not in sources]
 
 
 def manifest_sha256(path: Path) -> str:

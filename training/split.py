@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from training.manifest import ManifestError, Row, load_manifest, without
+from training.manifest import ManifestError, Row, check_sources, load_manifest
 
 # Of 100 groups: 10 test, 10 calibration, 80 train.
 TEST_SHARE, CALIBRATION_SHARE = 10, 10
@@ -52,9 +52,9 @@ def read_fold(data: Path, cache: Path, fold: str, licences: Mapping[str, str], l
     leave_out: sources whose rows are not wanted. Raises `ManifestError` for one that is not there.
     """
     rows = load_manifest(data / "manifest.csv", licences)
-    wanted = set(without(rows, leave_out))
+    check_sources(rows, leave_out)
     folds = load_or_split(rows, data, cache)
-    return [row for row, row_fold in zip(rows, folds, strict=True) if row_fold == fold and row in wanted]
+    return [row for row, row_fold in zip(rows, folds, strict=True) if row_fold == fold and row.source not in leave_out]
 
 
 def fold_of(key: str) -> str:

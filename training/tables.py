@@ -324,7 +324,7 @@ def cascade_table(scanner: Scanner, all_rows: Measured, policy: Policy, data: Pa
 def changed_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path, most: int) -> Iterator[Table]:
     """The same pictures, changed: recall of minimal attire and of minors, at the shipped thresholds."""
     random = np.random.default_rng(0)
-    minimal, others = _minimal_and_others(all_rows, random, most)
+    minimal, others = _minimal_and_others(all_rows.rows, random, most)
     ages = all_rows.exact_age
     minors, adults = some_rows(all_rows.rows, ages < ADULT, random, most), some_rows(all_rows.rows, ages >= 25, random, most)
     limits = (threshold(policy, "minimal-attire", "minimal_attire"), threshold(policy, "minor-exposed", "minor"))
@@ -341,7 +341,7 @@ def changed_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: P
     yield from _tables_of_changes(all_rows.rows, data, random, most, columns, score)
 
 
-def judged_tables(scanner: Scanner, all_rows: Measured, grounds: Sequence[Row], data: Path, most: int) -> Iterator[Table]:
+def judged_tables(scanner: Scanner, all_rows: Sequence[Row], grounds: Sequence[Row], data: Path, most: int) -> Iterator[Table]:
     """The same for attire alone, as a scanner judges with its policy: each look of a thorough one has thresholds of its own.
 
     grounds: among these are the pictures without people that others are pasted into.
@@ -361,10 +361,10 @@ def judged_tables(scanner: Scanner, all_rows: Measured, grounds: Sequence[Row], 
     yield from _tables_of_changes(grounds, data, random, most, ("change", "minimal missed", "others flagged"), score)
 
 
-def _minimal_and_others(all_rows: Measured, random: np.random.Generator, most: int) -> tuple[list[Row], list[Row]]:
-    attire = all_rows.column("attire")
-    minimal = some_rows(all_rows.rows, attire == "minimal", random, most)
-    return minimal, some_rows(all_rows.rows, np.isin(attire, ("clothed", "no_person", "not_minimal")), random, most)
+def _minimal_and_others(rows: Sequence[Row], random: np.random.Generator, most: int) -> tuple[list[Row], list[Row]]:
+    attire = np.array([row.attire for row in rows])
+    minimal = some_rows(rows, attire == "minimal", random, most)
+    return minimal, some_rows(rows, np.isin(attire, ("clothed", "no_person", "not_minimal")), random, most)
 
 
 def _in_turn(make: Callable[[int], Change]) -> Change:
