@@ -25,8 +25,8 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from training import calibrate, evaluate, export, mix, quantize, temperature, train  # noqa: E402
-from training.heads import AGE, ATTIRE, age_distribution, attire_target  # noqa: E402
-from training.model import build, graft, has_folded_norms, load_network, path_of, restore_norms, seen_by  # noqa: E402
+from training.heads import AGE, ATTIRE, BORROWED, CLASSES, age_distribution, attire_target  # noqa: E402
+from training.model import SHAPE, build, graft, has_folded_norms, load_network, path_of, restore_norms, seen_by  # noqa: E402
 from training.onnx_file import TEMPERATURE_SUFFIX, read_spec, split_looks  # noqa: E402
 from training.settings import load_settings  # noqa: E402
 
@@ -46,6 +46,12 @@ def run(program, **options):
 def train_here(data, output):
     arguments = ["--data", str(data), "--output", str(output), "--settings", str(SMOKE), "--no-pretraining", "--device", "cpu"]
     return CliRunner().invoke(train.main, arguments, catch_exceptions=False).output
+
+
+def untrained():
+    """A network of the shape that the smoke settings ask for."""
+    settings = load_settings(SMOKE)
+    return build("mobilenet_v2", None, 0.0, pretrained=False, **{name: getattr(settings, name) for name in SHAPE})
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,7 @@ def first(killed, data, tmp_path_factory):
     """Folder of a run for first looks: the first layers alone, taught by the other run's network."""
     folder = tmp_path_factory.mktemp("first")
     shutil.copy(SMOKE, folder)
-    own = {"own_layers": 0, "depth": 4, "halve_every": 1, "teacher_weight": 1.0}
+    own = {"own_layers": 0, "last_layers": "{}", "borrowed": "{}", "depth": 4, "halve_every": 1, "teacher_weight": 1.0}
     (folder / "first.toml").write_text('base = "smoke.toml"\n' + "".join(f"{name} = {value}\n" for name, value in own.items()))
     words = ["--data", data, "--output", folder, "--settings", folder / "first.toml", "--no-pretraining", "--device", "cpu"]
     words += ["--teacher", killed / "network.safetensors"]
@@ -105,12 +111,12 @@ def test_a_killed_run_ends_where_one_that_was_not_ends(killed, data, tmp_path):
 
 def test_training_changes_all_but_the_frozen_layers(killed):
     torch.manual_seed(load_settings(SMOKE).seed)
-    before = build("mobilenet_v2", None, 0.0, pretrained=False, own_layers=2).half().float()
+    before = untrained().half().float()
     after = load_network(killed / "network.safetensors")
     changed = {name for name, value in after.named_parameters() if not torch.equal(value, dict(before.named_parameters())[name])}
     assert not [name for name in changed if name.startswith("layers.0.")]
-    trained = ("evidence.attire", "evidence.age", "layers.16.conv.2", "towers.age.18.0", "towers.attire.18.0")
-    assert {f"{name}.weight" for name in trained} <= changed
+    trained = ("evidence.attire", "evidence.age", "layers.16.conv.2", "towers.age.18.0", "towers.attire.17.conv.2")
+    assert {f"{name}.weight" for name in (*trained, "classes.attire.tell")} <= changed
 
 
 def test_the_exported_file_carries_its_spec_and_temperatures(model):
@@ -212,7 +218,7 @@ def test_only_the_shipped_model_is_written_into_its_card(model, killed, data):
 
 def test_a_mix_lies_between_two_networks(killed, tmp_path):
     other, mixed = tmp_path / "other.safetensors", tmp_path / "mixed.safetensors"
-    train.save_network(build("mobilenet_v2", None, 0.0, pretrained=False, own_layers=2), other, load_settings(SMOKE))
+    train.save_network(untrained(), other, load_settings(SMOKE))
     words = ["--before", killed / "network.safetensors", "--after", other, "--share", 0.75, "--output", mixed]
     assert CliRunner().invoke(mix.main, list(map(str, words)), catch_exceptions=False).exit_code == 0
     before, after, between = load_file(killed / "network.safetensors"), load_file(other), load_file(mixed)
@@ -418,8 +424,27 @@ def test_sharpness_multiplies_logits_and_where_follows():
 def test_steady_features_cost_nothing_where_they_are_those_of_the_network_as_it_came():
     torch.manual_seed(0)
     network = build("mobilenet_v2", None, 0.0, pretrained=False).eval()
-    features, other = network.features(PIXELS)["attire"], network.features(PIXELS.flip(3))["attire"]
-    assert train.steady_loss(features, features) == 0 < train.steady_loss(other, features)
+    (seen,), (other,) = (train.seen_in(network, "attire", network.features(pixels)) for pixels in (PIXELS, PIXELS.flip(3)))
+    assert train.steady_loss(seen, seen) == 0 < train.steady_loss(other, seen)
+
+
+def test_a_head_that_borrows_is_held_to_the_classes_of_imagenet_too():
+    network = build("mobilenet_v2", None, 0.0, pretrained=False, borrowed={"attire": 0.5}).eval()
+    features, logits = train.seen_in(network, "attire", network.features(PIXELS))
+    assert features.shape == (4, 1280) and logits.shape == (4, CLASSES)
+    assert torch.allclose(logits.mean(dim=0), torch.zeros(CLASSES), atol=1e-5)
+
+
+@pytest.mark.parametrize("way", [0.0, 0.5, 1.0])
+def test_steady_layers_stay_part_of_the_way_from_where_they_started(way):
+    first, last = (build("mobilenet_v2", None, 0.0, pretrained=False, own_layers=2, borrowed={"attire": 0.5}) for _ in range(2))
+    settings = replace(load_settings(SMOKE), steady_heads=("attire",), steady_way=way)
+    names = ("towers.attire.18.0.weight", "classes.attire.tell.weight")
+    wanted = {name: first.state_dict()[name].lerp(last.state_dict()[name], way) for name in names}
+    evidence = last.evidence["attire"].weight.clone()
+    train.go_back(last, first, settings)
+    assert all(torch.allclose(last.state_dict()[name], wanted[name], atol=1e-6) for name in names)
+    assert torch.equal(last.evidence["attire"].weight, evidence)
 
 
 def test_a_steady_run_of_one_head_teaches_its_features_without_labels_and_leaves_the_other(killed, data, tmp_path):
@@ -432,7 +457,7 @@ def test_a_steady_run_of_one_head_teaches_its_features_without_labels_and_leaves
     before, after = (load_network(folder / "network.safetensors").eval() for folder in (killed, tmp_path))
     with torch.no_grad():
         assert torch.equal(after(PIXELS)[1], before(PIXELS)[1])
-    assert not torch.equal(path_of(after, "attire")[18][0].weight, path_of(before, "attire")[18][0].weight)
+    assert not torch.equal(path_of(after, "attire")[17].conv[2].weight, path_of(before, "attire")[17].conv[2].weight)
 
 
 def test_what_trains_one_head_leaves_the_other_as_it_is():
@@ -441,6 +466,53 @@ def test_what_trains_one_head_leaves_the_other_as_it_is():
     train.freeze(network, settings)
     assert not network.towers["attire"].training and all(one.requires_grad for one in network.towers["attire"].parameters())
     assert not any(one.requires_grad for part in (network.evidence, network.towers) for one in part["age"].parameters())
+
+
+def borrowing():
+    torch.manual_seed(0)
+    layers = {"own_layers": 2, "last_layers": {"attire": 18}}
+    network = build("mobilenet_v2", None, 0.0, pretrained=False, **layers, borrowed={"attire": 0.5})
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = None  # one batch gives the statistics: without any, nothing is left of a picture behind so many layers
+    network(PIXELS)
+    return network.eval()
+
+
+def test_a_head_borrows_evidence_of_its_labels_from_classes_of_imagenet():
+    network = borrowing()
+    features = network.features(PIXELS, ["attire"])
+    ((_, evidence, _),) = network.places(features)
+    borrowed = evidence - network.evidence["attire"](features["attire"]).flatten(2)
+    classes = network.classes["attire"]
+    told = classes.tell(classes.layers(features["attire"])).flatten(2)
+    wanted = torch.zeros_like(borrowed)
+    for label, names in BORROWED["attire"].items():
+        wanted[:, ATTIRE.labels.index(label)] = 0.5 * told[:, list(names)].mean(dim=1)
+    assert torch.allclose(borrowed, wanted, atol=1e-5) and borrowed.abs().max() > 1e-4
+
+
+def test_the_classes_of_imagenet_start_as_the_classifier_tells_them():
+    from torchvision import models
+
+    classifier = models.mobilenet_v2(num_classes=1001)
+    network = borrowing()
+    network.classes["attire"].start_from(classifier)
+    assert torch.equal(network.classes["attire"].tell.weight.flatten(1), classifier.classifier[1].weight[1:])
+
+
+def test_folded_classes_lend_what_they_lent_and_keep_nothing_else():
+    network = borrowing()
+    classes, features = network.classes["attire"], network.features(PIXELS)["attire"]
+    before = classes.lend(features)
+    classes.fold()
+    assert torch.allclose(classes.lend(features), before, atol=1e-5) and before.std() > 1e-3
+    assert classes.tell.out_channels == len(ATTIRE.labels)
+
+
+def test_the_first_layers_alone_have_nothing_to_borrow_from():
+    with pytest.raises(ValueError, match="borrowed"):
+        build("mobilenet_v2", None, 0.0, pretrained=False, depth=4, borrowed={"attire": 0.5})
 
 
 def test_the_size_of_evidence_is_the_sum_of_its_squares():

@@ -24,6 +24,10 @@ AGE = Head(
 )
 HEADS = (ATTIRE, AGE)
 
+# The classes of ImageNet, of 1,000, whose evidence is evidence of a label: bathing cap, bikini, brassiere, two kinds of maillot,
+# swimming trunks. Networks have learned them from thousands of pictures of many origins.
+CLASSES = 1000
+BORROWED = {ATTIRE.name: {"minimal": (433, 445, 459, 638, 639, 842)}}
 NOT_MINIMAL = "not_minimal"
 EXPOSED = ("revealing", "minimal")
 OLDEST = 99

@@ -53,7 +53,10 @@ def mix_head(first: Network, second: Network, head: str, share: float, own_layer
         graft(network, first, one.name)
     theirs = deepcopy(network)
     graft(theirs, second, head)
-    for ours, other in ((network.towers, theirs.towers), (network.evidence, theirs.evidence)):
+    if (head in first.classes) != (head in second.classes):
+        raise click.ClickException(f"only one of the two networks borrows for {head} from the classes of ImageNet")
+    parts = [(network.towers, theirs.towers), (network.evidence, theirs.evidence), (network.classes, theirs.classes)]
+    for ours, other in parts if head in first.classes else parts[:2]:
         ours[head].load_state_dict(between(ours[head].state_dict(), other[head].state_dict(), share))
     return network
 

@@ -24,16 +24,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 from torchvision import models
 from torchvision.models.mobilenetv2 import InvertedResidual
 
-from training.heads import HEADS
+from training.heads import BORROWED, CLASSES, HEADS
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The Keras weights of a given file were trained on RGB in [-1, 1].
 KERAS_MEAN, KERAS_DEVIATION = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 KERAS_CLASSES = 1001
 HEAD_NAMES = tuple(head.name for head in HEADS)
+SHAPE = ("own_layers", "last_layers", "sharpness", "borrowed")  # what else than its backbone a network is built from
 NONE_NAMED: Mapping[str, Any] = MappingProxyType({})  # a default that nobody can change
 
 
@@ -44,6 +46,7 @@ class Network(nn.Module):
     range of pixels it was trained on. own_layers: how many of the last layers each head has for itself.
     last_layers: the layer that a head reads, where that is not the last. sharpness: by how much a head's evidence is multiplied
     after pooling; the larger, the smaller is the evidence itself, and the more the pooling is an average (1: log-sum-exp).
+    borrowed: the heads that borrow evidence from classes of ImageNet, and the factor that it is multiplied by, see `Classes`.
     """
 
     mean: Tensor
@@ -57,10 +60,11 @@ class Network(nn.Module):
         own_layers: int = 0,
         last_layers: Mapping[str, int] = NONE_NAMED,
         sharpness: Mapping[str, float] = NONE_NAMED,
+        borrowed: Mapping[str, float] = NONE_NAMED,
     ) -> None:
         super().__init__()
         if padding == "keras":
-            _pad_like_keras(layers)
+            pad_like_keras(layers)
         mean, deviation = (KERAS_MEAN, KERAS_DEVIATION) if padding == "keras" else (IMAGENET_MEAN, IMAGENET_DEVIATION)
         self.padding, self.own_layers = padding, own_layers
         self.sharpness = {head.name: sharpness.get(head.name, 1.0) for head in HEADS}
@@ -78,6 +82,8 @@ class Network(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.get_parameter("bias"))
         self.evidence = nn.ModuleDict(evidence)
+        self.borrowed = dict(borrowed)
+        self.classes = nn.ModuleDict({name: Classes(name, factor, layers, ends[name]) for name, factor in borrowed.items()})
 
     @property
     def last_layers(self) -> dict[str, int]:
@@ -90,30 +96,89 @@ class Network(nn.Module):
         shared = self.layers(scaled)
         return {name: self.towers[name](shared) for name in heads}
 
-    def places(self, features: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, float]]:
-        """Evidence `(batch, labels, rows * columns)` of each head in turn, and its sharpness."""
-        for head in HEADS:
-            evidence = self.evidence[head.name](self.dropout(features[head.name]))
-            yield evidence.flatten(2), self.sharpness[head.name]
+    def places(self, features: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, float]]:
+        """The name, the evidence `(batch, labels, rows * columns)` and the sharpness of each head that has features here."""
+        for name in (head.name for head in HEADS if head.name in features):
+            evidence = self.evidence[name](self.dropout(features[name]))
+            if name in self.classes:
+                evidence = evidence + self.classes_of(name).lend(features[name])
+            yield name, evidence.flatten(2), self.sharpness[name]
 
-    def pool(self, features: Mapping[str, Tensor]) -> list[Tensor]:
-        """Logits `(batch, labels)` of each head: log-sum-exp over places, sharpened."""
-        return [sharpness * evidence.logsumexp(dim=2) for evidence, sharpness in self.places(features)]
+    def classes_of(self, head: str) -> "Classes":
+        """What tells the classes of ImageNet from the features of a head that borrows from them."""
+        classes = self.classes[head]
+        assert isinstance(classes, Classes)
+        return classes
+
+    def pool(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Logits `(batch, labels)` of each head that has features here: log-sum-exp over places, sharpened."""
+        return {name: sharpness * evidence.logsumexp(dim=2) for name, evidence, sharpness in self.places(features)}
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Logits `(batch, labels)` of each head."""
-        return self.pool(self.features(pixels))
+        return list(self.pool(self.features(pixels)).values())
 
     def answer(self, pixels: Tensor) -> list[Tensor]:
         """Probabilities of every head, then maps of every head: what the exported graph gives."""
         features = self.features(pixels)
         probabilities, maps = [], []
-        for (evidence, sharpness), found in zip(self.places(features), features.values(), strict=True):
+        for name, evidence, sharpness in self.places(features):
             probability = torch.softmax(sharpness * evidence.logsumexp(dim=2), dim=1)
-            place = torch.softmax(sharpness * evidence, dim=2).unflatten(2, found.shape[2:])
+            place = torch.softmax(sharpness * evidence, dim=2).unflatten(2, features[name].shape[2:])
             probabilities.append(probability)
             maps.append(place * probability[:, :, None, None])
         return probabilities + maps
+
+
+class Classes(nn.Module):
+    """The rest of a network for ImageNet, behind the features that a head reads, and what the head borrows of it.
+
+    Networks have learned some classes (`training.heads.BORROWED`) from thousands of pictures of many origins. Their evidence is
+    added to the head's own, at each place, so that it carries over to origins that the head's labels do not cover.
+    """
+
+    share: Tensor
+
+    def __init__(self, head: str, factor: float, layers: nn.Sequential, end: int) -> None:
+        super().__init__()
+        self.layers = deepcopy(layers[end:])
+        self.tell = nn.Conv2d(_channels(layers), CLASSES, 1)
+        labels = next(one.labels for one in HEADS if one.name == head)
+        share = torch.zeros(len(labels), CLASSES)
+        for label, classes in BORROWED[head].items():
+            share[labels.index(label), list(classes)] = factor / len(classes)
+        self.register_buffer("share", share, persistent=False)
+
+    @torch.no_grad()
+    def start_from(self, classifier: nn.Module) -> None:
+        """Take over the last layer of a classifier. Keras has one more class in front: nothing of these."""
+        last = [layer for layer in classifier.modules() if isinstance(layer, nn.Linear)][-1]
+        self.tell.weight.copy_(last.weight[-CLASSES:, :, None, None])
+        self.tell.get_parameter("bias").copy_(last.bias[-CLASSES:])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `(batch, 1000)`, the mean over places."""
+        found: Tensor = self.tell(self.layers(features)).mean(dim=(2, 3))
+        return found
+
+    def lend(self, features: Tensor) -> Tensor:
+        """Evidence `(batch, labels, rows, columns)` of the head's labels."""
+        return nn.functional.conv2d(self.layers(features), *self.lent())
+
+    def lent(self) -> tuple[Tensor, Tensor]:
+        """Weights and biases of that evidence: the classes of a label are averaged before they meet a picture, not after."""
+        weight = self.share @ self.tell.weight.flatten(1)
+        return weight[:, :, None, None], self.share @ self.tell.get_parameter("bias")
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Fold batch norms, and keep of the classes only what is lent."""
+        self.layers = nn.Sequential(fuse(self.layers))
+        weight, bias = self.lent()
+        self.tell = nn.Conv2d(weight.shape[1], len(weight), 1)
+        self.tell.weight.copy_(weight)
+        self.tell.get_parameter("bias").copy_(bias)
+        self.share = torch.eye(len(weight))
 
 
 def build(
@@ -125,19 +190,30 @@ def build(
     depth: int = 0,
     last_layers: Mapping[str, int] = NONE_NAMED,
     sharpness: Mapping[str, float] = NONE_NAMED,
+    borrowed: Mapping[str, float] = NONE_NAMED,
 ) -> Network:
     """Build a network on any torchvision classifier, or on its first `depth` layers.
 
     weights: a safetensors file of Keras MobileNetV2 weights; none takes torchvision's own (a download).
     """
+    if borrowed and depth:
+        raise ValueError(f"borrowed: the classes of ImageNet are told by the whole backbone, not by its first {depth} layers")
+    classifier, padding = read_classifier(backbone, weights, pretrained)
+    network = Network(_feature_layers(classifier, depth), padding, dropout, own_layers, last_layers, sharpness, borrowed)
+    for head in borrowed:
+        network.classes_of(head).start_from(classifier)
+    return network
+
+
+def read_classifier(backbone: str, weights: Path | None, pretrained: bool = True) -> tuple[nn.Module, str]:
+    """Any torchvision classifier, or MobileNetV2 with Keras weights from a file; and how it is padded, see `Network`."""
     if weights is None:
-        classifier = models.get_model(backbone, weights="DEFAULT" if pretrained else None)
-        return Network(_feature_layers(classifier, depth), "torch", dropout, own_layers, last_layers, sharpness)
+        return models.get_model(backbone, weights="DEFAULT" if pretrained else None), "torch"
     if backbone != "mobilenet_v2":
         raise ValueError(f"the weights file holds mobilenet_v2, the settings ask for {backbone}")
     classifier = models.mobilenet_v2(num_classes=KERAS_CLASSES)
     classifier.load_state_dict(load_file(weights))
-    return Network(_feature_layers(classifier, depth), "keras", dropout, own_layers, last_layers, sharpness)
+    return classifier, "keras"
 
 
 def save_weights(weights: Mapping[str, Tensor], about: Mapping[str, Any], path: Path) -> None:
@@ -170,7 +246,7 @@ def load_network(path: Path) -> Network:
     about = read_about(path)
     classifier = models.get_model(about["backbone"], weights=None)
     layers = _feature_layers(classifier, about.get("depth", 0))
-    shape = {name: about[name] for name in ("own_layers", "last_layers", "sharpness") if name in about}
+    shape = {name: about[name] for name in SHAPE if name in about}
     network = Network(layers, about["padding"], float(about["dropout"]), **shape)
     network.load_state_dict(load_file(path))
     return network
@@ -188,6 +264,9 @@ def graft(network: Network, other: Network, head: str) -> None:
     network.towers[head] = deepcopy(path_of(other, head)[len(network.layers) :])
     network.evidence[head] = deepcopy(other.evidence[head])
     network.sharpness[head] = other.sharpness[head]
+    if head in other.classes:
+        network.borrowed[head] = other.borrowed[head]
+        network.classes[head] = deepcopy(other.classes[head])
 
 
 def _feature_layers(classifier: nn.Module, depth: int = 0) -> nn.Sequential:
@@ -214,8 +293,8 @@ def _channels(layers: nn.Sequential) -> int:
     return int(channels)
 
 
-def _pad_like_keras(layers: nn.Module) -> None:
-    """TensorFlow pads a stride-2 convolution at right and bottom only; torchvision on every side."""
+def pad_like_keras(layers: nn.Module) -> None:
+    """Change stride-2 convolutions in place: TensorFlow pads them at right and bottom only; torchvision on every side."""
     for parent in list(layers.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d) and child.stride == (2, 2) and child.kernel_size == (3, 3) and child.padding != (0, 0):

@@ -53,9 +53,11 @@ class Settings:
     heads: tuple[str, ...] = tuple(head.name for head in HEADS)
     steady_heads: tuple[str, ...] = ()
     steady_labels: float = 0.0
+    steady_way: float = 1.0
     evidence_decay: dict[str, float] = field(default_factory=dict)
     last_layers: dict[str, int] = field(default_factory=dict)
     sharpness: dict[str, float] = field(default_factory=dict)
+    borrowed: dict[str, float] = field(default_factory=dict)
 
 
 def load_settings(path: Path) -> Settings:

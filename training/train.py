@@ -7,7 +7,7 @@ trains on the `train` fold alone. Writes `checkpoint.pt` (a stopped run goes on 
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from imgsafety.preprocess import halve
 from training.data import Examples, draw_rows
 from training.heads import AGE, ATTIRE, HEADS
 from training.manifest import ADULT, Row
-from training.model import Network, build, graft, has_folded_norms, load_network, restore_norms, save_weights, seen_by
+from training.mix import between
+from training.model import SHAPE, Network, build, graft, has_folded_norms, load_network, restore_norms, save_weights, seen_by
 from training.settings import Settings, load_settings
 from training.split import read_fold
 
@@ -72,6 +73,7 @@ def main(
             settings.depth,
             settings.last_layers,
             settings.sharpness,
+            settings.borrowed,
         )
         if has_folded_norms(fresh):
             restore_norms(fresh, _plain_pixels(rows, data, settings))
@@ -107,19 +109,21 @@ def train(
     started = time.monotonic()
     for step, (pixels, before, attire, age, trust) in _batches(rows, data, settings, done):
         _set_rate(optimizer, settings, step)
-        taught = _ask(teacher, pixels.to(device)) if teacher is not None else []
+        taught = _ask(teacher, pixels.to(device)) if teacher is not None else {}
         if settings.halve_every and step % settings.halve_every == 0:
             pixels, before = (torch.from_numpy(halve(one.numpy())) for one in (pixels, before))
         wanted = _look(untaught, before.to(device), settings.steady_heads) if untaught is not None else {}
-        features = network.features(pixels.to(device))
+        with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
+            features = network.features(pixels.to(device), settings.heads)
+        features = {name: found.float() for name, found in features.items()}
         losses = []
         for head, theirs in wanted.items():
-            losses.append(steady_loss(features[head], theirs))
+            losses += [steady_loss(one, other) for one, other in zip(seen_in(network, head, features), theirs, strict=True)]
             features[head] = _with_gradient(features[head], settings.steady_labels)
-        logits, targets = network.pool(features), (attire.to(device), age.to(device))
+        logits, targets = network.pool(features), {ATTIRE.name: attire.to(device), AGE.name: age.to(device)}
         losses += label_losses(logits, targets, trust.to(device), settings)
-        for mine, theirs, target in zip(logits, taught, targets, strict=False):
-            losses.append(settings.teacher_weight * taught_loss(mine, theirs, target))
+        for head in logits if teacher is not None else ():
+            losses.append(settings.teacher_weight * taught_loss(logits[head], taught[head], targets[head]))
         losses += [decay * evidence_size(network, head) for head, decay in settings.evidence_decay.items()]
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
@@ -131,18 +135,18 @@ def train(
             rate = (step - done) * settings.batch_size / (time.monotonic() - started)
             shown = " ".join(f"{loss.item():.3f}" for loss in losses)
             print(f"step {step}/{_total_steps(settings)}  loss {shown}  {rate:.0f} images/s", flush=True)
+    if untaught is not None:
+        go_back(average.module, untaught, settings)
     save_network(average.module, output / "network.safetensors", settings, None if seen is None else sorted({*sources, *seen}))
 
 
-def label_losses(logits: list[Tensor], targets: tuple[Tensor, Tensor], trust: Tensor, settings: Settings) -> list[Tensor]:
+def label_losses(logits: dict[str, Tensor], targets: dict[str, Tensor], trust: Tensor, settings: Settings) -> list[Tensor]:
     """What labels of attire and age cost, weighted, for the heads that are trained."""
-    losses = []
-    if ATTIRE.name in settings.heads:
-        losses.append(head_loss(logits[0], targets[0], trust))
-    if AGE.name in settings.heads:
-        losses.append(head_loss(logits[1], targets[1], trust))
-        losses.append(settings.age_error_weight * expected_age_loss(logits[1], targets[1]))
-        losses.append(settings.minor_weight * minor_loss(logits[1], targets[1]))
+    losses = [head_loss(found, targets[head], trust) for head, found in logits.items()]
+    if AGE.name in logits:
+        ages = logits[AGE.name], targets[AGE.name]
+        losses.append(settings.age_error_weight * expected_age_loss(*ages))
+        losses.append(settings.minor_weight * minor_loss(*ages))
     return losses
 
 
@@ -193,13 +197,12 @@ def taught_loss(logits: Tensor, taught: Tensor, weights: Tensor) -> Tensor:
     return losses.sum() / informative.sum().clamp(min=1)
 
 
-def steady_loss(features: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared difference of features `(batch, channels, rows, columns)`, averaged over places, in deviations over the batch.
+def steady_loss(mine: Tensor, theirs: Tensor) -> Tensor:
+    """Mean squared difference of features `(batch, channels)`, in deviations over the batch.
 
     The features of a changed picture are to be those that the network as it came has for the picture before the change
     (cross quality distillation, Su and Maji 2017). It sees no label, so it learns nothing of the origins of labels.
     """
-    mine, theirs = features.mean(dim=(2, 3)), wanted.mean(dim=(2, 3))
     return ((mine - theirs) / theirs.std(dim=0).clamp(min=1e-3)).square().mean()
 
 
@@ -208,9 +211,33 @@ def _with_gradient(features: Tensor, share: float) -> Tensor:
     return share * features + (1 - share) * features.detach()
 
 
+def seen_in(network: Network, head: str, features: Mapping[str, Tensor]) -> list[Tensor]:
+    """What a head sees, averaged over places: features and, if it borrows from them, logits of ImageNet's classes.
+
+    Of the logits, only how pictures differ: by how much a class falls in all changed pictures, the evidence's own bias makes good.
+    """
+    found = [features[head].mean(dim=(2, 3))]
+    if head not in network.classes:
+        return found
+    logits = network.classes_of(head)(features[head])
+    return [*found, logits - logits.mean(dim=0)]
+
+
+def go_back(network: nn.Module, untaught: Network, settings: Settings) -> None:
+    """Leave the layers of the steady heads on the way from where they started to where they are (Wortsman et al. 2022).
+
+    Half way they have most of what training gave them, and have lost little of what they knew of other origins.
+    """
+    after, before = network.state_dict(), untaught.state_dict()
+    own = tuple(f"{part}.{head}." for head in settings.steady_heads for part in ("towers", "classes"))
+    trained = {name: value for name, value in after.items() if name.startswith(own)}
+    network.load_state_dict(after | between(before, trained, settings.steady_way))
+
+
 @torch.no_grad()
-def _look(untaught: Network, pixels: Tensor, heads: Sequence[str]) -> dict[str, Tensor]:
-    return untaught.features(pixels, heads)
+def _look(untaught: Network, pixels: Tensor, heads: Sequence[str]) -> dict[str, list[Tensor]]:
+    features = untaught.features(pixels, heads)
+    return {head: seen_in(untaught, head, features) for head in heads}
 
 
 def evidence_size(network: Network, head: str) -> Tensor:
@@ -219,8 +246,8 @@ def evidence_size(network: Network, head: str) -> Tensor:
 
 
 @torch.no_grad()
-def _ask(teacher: Network, pixels: Tensor) -> list[Tensor]:
-    return [torch.softmax(logits, dim=1) for logits in teacher(pixels)]
+def _ask(teacher: Network, pixels: Tensor) -> dict[str, Tensor]:
+    return {head: torch.softmax(logits, dim=1) for head, logits in teacher.pool(teacher.features(pixels)).items()}
 
 
 def freeze(network: Network, settings: Settings) -> None:
@@ -235,6 +262,9 @@ def freeze(network: Network, settings: Settings) -> None:
     for layer in [*kept, *(network.evidence[head] for head in others)]:
         layer.requires_grad_(False)
         layer.train(False)
+    for head in network.classes:
+        network.classes[head].requires_grad_(head in settings.heads and head not in settings.frozen_heads)
+        network.classes[head].train(False)
     for head in settings.steady_heads:
         network.towers[head].train(False)  # it is held against itself as it came, which has no batch to go by
 
@@ -243,7 +273,7 @@ def save_network(network: nn.Module, path: Path, settings: Settings, sources: Se
     """Write the weights of a network that these settings describe and, where that is known, these sources taught."""
     assert isinstance(network, Network)
     about = {"backbone": settings.backbone, "padding": network.padding, "dropout": str(settings.dropout)}
-    shape = {"own_layers": network.own_layers, "last_layers": network.last_layers, "sharpness": network.sharpness}
+    shape = {name: getattr(network, name) for name in SHAPE}
     save_weights(network.state_dict(), {**about, **shape, "depth": settings.depth, "sources": sources}, path)
 
 
@@ -268,7 +298,7 @@ def _total_steps(settings: Settings) -> int:
 
 
 def _optimizer(network: Network, settings: Settings) -> torch.optim.Optimizer:
-    backbone = [*network.layers.parameters(), *network.towers.parameters()]
+    backbone = [*network.layers.parameters(), *network.towers.parameters(), *network.classes.parameters()]
     groups = [
         {"params": [one for one in backbone if one.requires_grad], "scale": BACKBONE_RATE},
         {"params": [one for one in network.evidence.parameters() if one.requires_grad], "scale": 1.0},
