@@ -92,22 +92,14 @@ def _difference(network: Network, runtime: onnxruntime.InferenceSession, pixels:
 
 def _to_onnx(network: Network, pixels: Tensor, spec: ModelSpec) -> onnx.ModelProto:
     names = [head.name for head in HEADS]
-    model = trace(Answering(network), pixels, names + [name + MAP_SUFFIX for name in names])
-    halve_weights(model)
-    onnx.helper.set_model_props(model, {METADATA_KEY: to_json(spec)})
-    return model
-
-
-def trace(module: nn.Module, pixels: Tensor, outputs: list[str]) -> onnx.ModelProto:
-    """The graph of a module whose one input is `pixels`; batch, rows and columns may differ from those given."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         program = torch.onnx.export(
-            module.eval(),
+            Answering(network).eval(),
             (pixels,),
             input_names=["pixels"],
-            output_names=outputs,
+            output_names=names + [name + MAP_SUFFIX for name in names],
             dynamic_shapes={"pixels": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}},
             opset_version=OPSET,
             dynamo=True,
@@ -115,6 +107,8 @@ def trace(module: nn.Module, pixels: Tensor, outputs: list[str]) -> onnx.ModelPr
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
+    halve_weights(model)
+    onnx.helper.set_model_props(model, {METADATA_KEY: to_json(spec)})
     return model
 
 

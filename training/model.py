@@ -64,7 +64,7 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         if padding == "keras":
-            pad_like_keras(layers)
+            _pad_like_keras(layers)
         mean, deviation = (KERAS_MEAN, KERAS_DEVIATION) if padding == "keras" else (IMAGENET_MEAN, IMAGENET_DEVIATION)
         self.padding, self.own_layers = padding, own_layers
         self.sharpness = {head.name: sharpness.get(head.name, 1.0) for head in HEADS}
@@ -158,8 +158,8 @@ class Classes(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits `(batch, 1000)`, the mean over places."""
-        found: Tensor = self.tell(self.layers(features)).mean(dim=(2, 3))
-        return found
+        found: Tensor = self.tell(self.layers(features).mean(dim=(2, 3), keepdim=True))
+        return found.flatten(1)
 
     def lend(self, features: Tensor) -> Tensor:
         """Evidence `(batch, labels, rows, columns)` of the head's labels."""
@@ -198,14 +198,14 @@ def build(
     """
     if borrowed and depth:
         raise ValueError(f"borrowed: the classes of ImageNet are told by the whole backbone, not by its first {depth} layers")
-    classifier, padding = read_classifier(backbone, weights, pretrained)
+    classifier, padding = _read_classifier(backbone, weights, pretrained)
     network = Network(_feature_layers(classifier, depth), padding, dropout, own_layers, last_layers, sharpness, borrowed)
     for head in borrowed:
         network.classes_of(head).start_from(classifier)
     return network
 
 
-def read_classifier(backbone: str, weights: Path | None, pretrained: bool = True) -> tuple[nn.Module, str]:
+def _read_classifier(backbone: str, weights: Path | None, pretrained: bool = True) -> tuple[nn.Module, str]:
     """Any torchvision classifier, or MobileNetV2 with Keras weights from a file; and how it is padded, see `Network`."""
     if weights is None:
         return models.get_model(backbone, weights="DEFAULT" if pretrained else None), "torch"
@@ -293,7 +293,7 @@ def _channels(layers: nn.Sequential) -> int:
     return int(channels)
 
 
-def pad_like_keras(layers: nn.Module) -> None:
+def _pad_like_keras(layers: nn.Module) -> None:
     """Change stride-2 convolutions in place: TensorFlow pads them at right and bottom only; torchvision on every side."""
     for parent in list(layers.modules()):
         for name, child in list(parent.named_children()):
