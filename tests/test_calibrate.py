@@ -5,6 +5,7 @@ import tomllib
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from imgsafety import Scanner, load_policy
 from tests.drawn import write_labelled
@@ -90,6 +91,21 @@ def test_tiles_and_turns_have_thresholds_that_few_other_pictures_reach(labelled,
     paths = sorted((labelled / "clothed").iterdir())
     more = sum(one.flagged for one in with_others.scan(paths)) - sum(one.flagged for one in alone.scan(paths))
     assert 0 <= more <= 3 * 0.01 * 120  # of 120 pictures that show nothing minimal
+
+
+def test_a_rule_about_edits_fires_later_where_edits_that_undress_nobody_look_like_it(labelled, toy_path):
+    def thresholds():
+        ran, output = calibrate(labelled, toy_path, "--target-miss", "0.1")
+        assert ran.exit_code == 0, ran.output
+        when = {rule.name: rule.when["minimal_attire"] for rule in load_policy(output).rules if "minimal_attire" in rule.when}
+        return when["undressed"], when["minimal-attire"]
+
+    undressed, minimal = thresholds()
+    assert undressed == minimal
+    for number in range(5):  # clothed, until somebody makes the colours stronger
+        Image.new("RGB", (16, 16), (220, 70, 60)).save(labelled / "clothed" / f"{number}.png")
+    undressed, minimal = thresholds()
+    assert undressed > 0.5 > minimal
 
 
 def test_too_few_pictures_are_refused_and_nothing_is_written(labelled, toy_path):

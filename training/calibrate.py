@@ -8,7 +8,9 @@ Candidates are tested from the safest upwards, each by the exact binomial bound,
 (fixed-sequence testing, Learn then Test, Angelopoulos et al. 2021). Below that threshold the promise holds as well, so the
 threshold is then lowered as far as the recipe's share of false alarms allows: of all pictures, or the mean over origins (the
 manifest's `source`), whichever is smaller, because what will be judged is of none of them, and neither the largest nor the
-oddest is to decide alone. The promise holds for pictures drawn like the labelled ones, and for no others. Needs no torch.
+oddest is to decide alone. A rule about edits names a share (`edits`) of clothed pictures that may set it off after an edit that
+undresses nobody; its threshold is lowered no further than that. The promise holds for pictures drawn like the labelled ones, and
+for no others. Needs no torch.
 """
 
 import datetime
@@ -32,16 +34,18 @@ from imgsafety.preprocess import LOOKS
 from training.heads import EXPOSED, OLDEST
 from training.manifest import ADULT, ATTIRE_VALUES, ManifestError, Row, check_sources, load_manifest, manifest_sha256
 from training.measure import Values, rate
-from training.predict import first_looks, open_scanner
+from training.predict import first_looks, open_scanner, read_image
 from training.settings import load_settings
 from training.split import read_fold
+from training.transforms import EDITS
 
 HERE = Path(__file__).parent
 FOLDER_AGES = {"minor": (0.0, ADULT - 1.0), "adult": (float(ADULT), float(OLDEST))}
 DECIMALS = 4
 ROUNDING = 1e-9  # of a sum of shares: 5 of 100 are no more than 0.05
 CONDITIONS = ("when", "before_below")  # of a rule, each with a share of misses per score
-Promise = tuple[str, str, float, float]  # condition, score, share of misses, share of false alarms
+# Condition, score, share of misses, share of false alarms, share of harmless edits.
+Promise = tuple[str, str, float, float, float]
 
 
 class TooFewRowsError(click.ClickException):
@@ -156,9 +160,11 @@ def calibrate(
         for key in CONDITIONS:
             chosen = {}
             for score, miss in rule.get(key, {}).items():
-                promise = (key, score, target_miss or miss, rule.get("false_alarms", recipe["false_alarms"]))
+                shares = (recipe["false_alarms"], rule.get("edits", 1.0))
+                promise = (key, score, target_miss or miss, *shares)
                 if promise not in found:
-                    found[promise] = _threshold(rows, scores[score], *promise, confidence)
+                    least = _edits_threshold(scanner, rows, data, score, shares[1]) if key == "when" else -math.inf
+                    found[promise] = _threshold(rows, scores[score], promise, confidence, least=least)
                 chosen[score] = found[promise].value
             if chosen:
                 lines.append(f"{key} = {{ " + ", ".join(f"{score} = {value}" for score, value in chosen.items()) + " }")
@@ -186,11 +192,22 @@ def _cascade(
     lines = ["# All below these in a first look at a quarter of the pixels: nobody looks again.", "[cascade]"]
     for score, miss in recipe.items():
         most = min(threshold.value for (key, name, *_), threshold in found.items() if (key, name) == ("when", score))
-        promise = ("cascade", score, target_miss or miss, 0.0)
+        promise = ("cascade", score, target_miss or miss, 0.0, 1.0)
         values = np.array([one.named[score] for one in first])
-        found[promise] = _threshold(rows, values, *promise, confidence, most=most)
+        found[promise] = _threshold(rows, values, promise, confidence, most=most)
         lines.append(f"{score} = {found[promise].value}")
     return "\n".join(lines)
+
+
+def _edits_threshold(scanner: Scanner, rows: Sequence[Row], data: Path, score: str, share: float) -> float:
+    """What at most a share of the clothed pictures reach after any one of the edits that undress nobody."""
+    clothed = [row for row in rows if row.attire == "clothed"]
+    reached = -math.inf
+    for change in EDITS.values() if share < 1 else ():
+        scored = scanner.score(change(read_image(row, data)) for row in clothed)
+        values = np.array([max(look.named[score] for look in one.scores) for one in scored])
+        reached = max(reached, affordable_threshold(values, share, np.full(len(values), "clothed")))
+    return reached
 
 
 def _thorough(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict[str, float]) -> list[str]:
@@ -231,13 +248,12 @@ def cases_of(rows: Sequence[Row], key: str, score: str) -> tuple[npt.NDArray[np.
 def _threshold(
     rows: Sequence[Row],
     scores: Values,
-    key: str,
-    score: str,
-    miss: float,
-    false_alarms: float,
+    promise: Promise,
     confidence: float,
+    least: float = -math.inf,
     most: float = 1.0,
 ) -> Threshold:
+    key, score, miss, false_alarms, _ = promise
     cases, others = cases_of(rows, key, score)
     # `before_below` is a promise about high scores of clothed pictures: the same question, mirrored.
     sign = -1 if key == "before_below" else 1
@@ -246,7 +262,8 @@ def _threshold(
     # it would find nothing more, and a picture that was exposed before would count as undressed when its score moves a little;
     # nor for a first look, which may not settle at what a rule fires (`most`).
     origins = np.array([row.source for row in rows])
-    lowest = promised if key != "when" else min(promised, affordable_threshold(scores[others], false_alarms, origins[others]))
+    affordable = max(least, affordable_threshold(scores[others], false_alarms, origins[others]))
+    lowest = promised if key != "when" else min(promised, affordable)
     # Rounded down, which finds more, so that the written number keeps the promise.
     value = min(max(sign * math.floor(lowest * 10**DECIMALS) / 10**DECIMALS, 0.0), most)
     missed = int((sign * scores[cases] < sign * value).sum())
@@ -309,7 +326,7 @@ def _folder_sha256(data: Path) -> str:
 
 
 def _record(promise: Promise, threshold: Threshold) -> str:
-    key, score, miss, _ = promise
+    key, score, miss, *_ = promise
     return f'''
 [[calibration.promise]]
 condition = "{key}"
