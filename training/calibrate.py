@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from imgsafety import Scanner
+from imgsafety import Scanner, Scores
 from imgsafety.policy import parse_policy
 from imgsafety.preprocess import LOOKS
 from training.heads import EXPOSED, OLDEST
@@ -152,7 +152,7 @@ def calibrate(
         click.echo(f"left out: {len(rows) - len(readable)} of {len(rows)} files could not be judged", err=True)
     rows = [row for row, _ in readable]
     asked = {score for rule in recipe["rules"] for key in CONDITIONS for score in rule.get(key, {})}
-    scores = {name: np.array([max(look.named[name] for look in looks) for _, looks in readable]) for name in asked}
+    scores = {name: _worst([looks for _, looks in readable], name) for name in asked}
     found: dict[Promise, Threshold] = {}
     rules = []
     for rule in recipe["rules"]:
@@ -160,10 +160,10 @@ def calibrate(
         for key in CONDITIONS:
             chosen = {}
             for score, miss in rule.get(key, {}).items():
-                shares = (recipe["false_alarms"], rule.get("edits", 1.0))
-                promise = (key, score, target_miss or miss, *shares)
+                edits = rule.get("edits", 1.0)
+                promise = (key, score, target_miss or miss, recipe["false_alarms"], edits)
                 if promise not in found:
-                    least = _edits_threshold(scanner, rows, data, score, shares[1]) if key == "when" else -math.inf
+                    least = _edits_threshold(scanner, rows, data, score, edits) if key == "when" else -math.inf
                     found[promise] = _threshold(rows, scores[score], promise, confidence, least=least)
                 chosen[score] = found[promise].value
             if chosen:
@@ -176,6 +176,11 @@ def calibrate(
     header = _header(scanner, data, name, recipe["about"], confidence, left_out)
     record = "\n".join(_record(promise, threshold) for promise, threshold in found.items())
     return header + "\n" + "\n\n".join(rules) + "\n\n# What each threshold promises, and the pictures it rests on.\n" + record
+
+
+def _worst(pictures: Sequence[Sequence[Scores]], score: str) -> Values:
+    """The highest that each picture reaches in any of its looks, `(n,)`."""
+    return np.array([max(look.named[score] for look in looks) for looks in pictures])
 
 
 def _cascade(
@@ -205,7 +210,7 @@ def _edits_threshold(scanner: Scanner, rows: Sequence[Row], data: Path, score: s
     reached = -math.inf
     for change in EDITS.values() if share < 1 else ():
         scored = scanner.score(change(read_image(row, data)) for row in clothed)
-        values = np.array([max(look.named[score] for look in one.scores) for one in scored])
+        values = _worst([one.scores for one in scored], score)
         reached = max(reached, affordable_threshold(values, share, np.full(len(values), "clothed")))
     return reached
 
