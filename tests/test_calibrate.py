@@ -93,6 +93,17 @@ def test_tiles_and_turns_have_thresholds_that_few_other_pictures_reach(labelled,
     assert 0 <= more <= 3 * 0.01 * 120  # of 120 pictures that show nothing minimal
 
 
+def test_a_first_look_settles_less_than_its_promise_allows_where_second_looks_are_few(labelled, toy_path):
+    for number in range(20):  # clothed, somewhat like minimal
+        Image.new("RGB", (16, 16), (155 + 2 * number, 90, 0)).save(labelled / "clothed" / f"{number}.png")
+    _, output = calibrate(labelled, toy_path, "--target-miss", "0.1")
+    promises = [one for one in tomllib.loads(output.read_text())["calibration"]["promise"] if one["condition"] == "cascade"]
+    assert {one["score"]: one["threshold"] for one in promises} == load_policy(output).cascade
+    for promise in promises:
+        left = float(promise["flagged_others"].split("%")[0])
+        assert promise["missed"] == 0 and 5 <= left <= 10  # a rule of this recipe flags 2 %
+
+
 def test_a_rule_about_edits_fires_later_where_edits_that_undress_nobody_look_like_it(labelled, toy_path):
     def thresholds():
         ran, output = calibrate(labelled, toy_path, "--target-miss", "0.1")

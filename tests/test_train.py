@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from training import calibrate, evaluate, export, mix, quantize, temperature, train  # noqa: E402
 from training.heads import AGE, ATTIRE, BORROWED, CLASSES, age_distribution, attire_target  # noqa: E402
-from training.model import SHAPE, build, graft, has_folded_norms, load_network, path_of, restore_norms, seen_by  # noqa: E402
+from training.model import SHAPE, build, graft, has_folded_norms, load_network, on_path_of, path_of, restore_norms, seen_by  # noqa: E402
 from training.onnx_file import TEMPERATURE_SUFFIX, read_spec, split_looks  # noqa: E402
 from training.settings import load_settings  # noqa: E402
 
@@ -76,13 +76,14 @@ def killed(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(killed, data, tmp_path_factory):
-    """Folder of a run for first looks: the first layers alone, taught by the other run's network."""
+    """Folder of a run for first looks: on the other run's path of attire, taught by its network."""
     folder = tmp_path_factory.mktemp("first")
     shutil.copy(SMOKE, folder)
-    own = {"own_layers": 0, "last_layers": "{}", "borrowed": "{}", "depth": 4, "halve_every": 1, "teacher_weight": 1.0}
+    own = {"trunk": '"attire"', "own_layers": 8, "last_layers": "{ age = 14 }", "steady_heads": '["attire"]'}
+    own |= {"halve_every": 1, "teacher_weight": 1.0}
     (folder / "first.toml").write_text('base = "smoke.toml"\n' + "".join(f"{name} = {value}\n" for name, value in own.items()))
-    words = ["--data", data, "--output", folder, "--settings", folder / "first.toml", "--no-pretraining", "--device", "cpu"]
-    words += ["--teacher", killed / "network.safetensors"]
+    words = ["--data", data, "--output", folder, "--settings", folder / "first.toml", "--device", "cpu"]
+    words += ["--start", killed / "network.safetensors", "--teacher", killed / "network.safetensors", "--bfloat16"]
     result = CliRunner().invoke(train.main, list(map(str, words)), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return folder
@@ -175,17 +176,13 @@ def test_each_look_has_temperatures_of_its_own(model):
         [float(onnx.numpy_helper.to_array(value)[0]) for value in look.graph.initializer if value.name.endswith(TEMPERATURE_SUFFIX)]
         for look in split_looks(onnx.load(model))
     ]
-    assert len(found) == 2 and len(set(found[0] + found[1]) - {1.0}) == 4
+    assert len(found) == 2 and found[0] != found[1] and 1.0 not in found[0] + found[1]
 
 
-def test_a_network_for_first_looks_is_the_first_layers_of_the_backbone(first):
+def test_a_network_for_first_looks_shares_most_layers_and_borrows_as_before(first):
     network = load_network(first / "network.safetensors")
-    assert len(network.layers) == 5 and network.evidence["attire"].in_channels == 144  # the widening half of the fifth block
-
-
-def test_a_depth_at_which_there_is_no_block_is_refused():
-    with pytest.raises(ValueError, match="layer 18"):
-        build("mobilenet_v2", None, 0.0, pretrained=False, depth=18)
+    assert len(network.layers) == 11 and network.last_layers == {"attire": 18, "age": 14}
+    assert network.evidence["age"].in_channels == 96 and list(network.classes) == ["attire"]
 
 
 @pytest.fixture(scope="module")
@@ -439,7 +436,7 @@ def test_a_head_that_borrows_is_held_to_the_classes_of_imagenet_too():
 def test_steady_layers_stay_part_of_the_way_from_where_they_started(way):
     first, last = (build("mobilenet_v2", None, 0.0, pretrained=False, own_layers=2, borrowed={"attire": 0.5}) for _ in range(2))
     settings = replace(load_settings(SMOKE), steady_heads=("attire",), steady_way=way)
-    names = ("towers.attire.18.0.weight", "classes.attire.tell.weight")
+    names = ("layers.16.conv.2.weight", "towers.attire.18.0.weight", "classes.attire.tell.weight")
     wanted = {name: first.state_dict()[name].lerp(last.state_dict()[name], way) for name in names}
     evidence = last.evidence["attire"].weight.clone()
     train.go_back(last, first, settings)
@@ -510,9 +507,15 @@ def test_folded_classes_lend_what_they_lent_and_keep_nothing_else():
     assert classes.tell.out_channels == len(ATTIRE.labels)
 
 
-def test_the_first_layers_alone_have_nothing_to_borrow_from():
-    with pytest.raises(ValueError, match="borrowed"):
-        build("mobilenet_v2", None, 0.0, pretrained=False, depth=4, borrowed={"attire": 0.5})
+def test_on_the_path_of_a_head_that_head_says_what_it_said_and_the_other_starts_from_it():
+    network = borrowing().eval()
+    other = on_path_of(network, "attire", 8, {"age": 14}).eval()
+    with torch.no_grad():
+        before, after = (one.pool(one.features(PIXELS)) for one in (network, other))
+        started = other.features(PIXELS)["age"]
+        wanted = path_of(network, "attire")[:14]((PIXELS.permute(0, 3, 1, 2).float() - network.mean) / network.deviation)
+    assert torch.equal(before["attire"], after["attire"]) and before["attire"].std() > 1e-4
+    assert torch.equal(started, wanted)
 
 
 def test_the_size_of_evidence_is_the_sum_of_its_squares():

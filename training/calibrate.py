@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ def calibrate(
                 lines.append(f"{key} = {{ " + ", ".join(f"{score} = {value}" for score, value in chosen.items()) + " }")
         rules.append("[[rules]]\n" + "\n".join(lines))
     if scanner.session.any_side and "cascade" in recipe:
-        rules.append(_cascade(scanner, rows, data, recipe["cascade"], target_miss, confidence, found))
+        rules.append(_cascade(scanner, rows, data, recipe, target_miss, confidence, found))
     if "thorough" in recipe:
         rules += _thorough(open_scanner(scanner.session.path, thorough=True), rows, data, recipe["thorough"])
     header = _header(scanner, data, name, recipe["about"], confidence, left_out)
@@ -187,7 +187,7 @@ def _cascade(
     scanner: Scanner,
     rows: Sequence[Row],
     data: Path,
-    recipe: dict[str, float],
+    recipe: dict[str, Any],
     target_miss: float | None,
     confidence: float,
     found: dict[Promise, Threshold],
@@ -195,9 +195,9 @@ def _cascade(
     """The `[cascade]` table, with thresholds no higher than the lowest of the rules in `found`; its own are added there."""
     first = first_looks(scanner, rows, data)
     lines = ["# All below these in a first look at a quarter of the pixels: nobody looks again.", "[cascade]"]
-    for score, miss in recipe.items():
+    for score, miss in recipe["cascade"].items():
         most = min(threshold.value for (key, name, *_), threshold in found.items() if (key, name) == ("when", score))
-        promise = ("cascade", score, target_miss or miss, 0.0, 1.0)
+        promise = ("cascade", score, target_miss or miss, recipe.get("second_looks", 0.0), 1.0)
         values = np.array([one.named[score] for one in first])
         found[promise] = _threshold(rows, values, promise, confidence, most=most)
         lines.append(f"{score} = {found[promise].value}")
@@ -229,7 +229,7 @@ def _thorough(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict[st
                 for one in scored
             ]
             value = affordable_threshold(np.array(worst)[others], share, origins[others])
-            rounded = min(math.ceil(value * 10**DECIMALS) / 10**DECIMALS, 1.0) if math.isfinite(value) else 1.0
+            rounded = min(_rounded(value, math.ceil), 1.0) if math.isfinite(value) else 1.0
             lines.append(f"{score} = {rounded}  # reached by at most {share:g} of other pictures, or of their origins on average")
         tables.append(f"[thorough.{look}]\n" + "\n".join(lines))
     return tables
@@ -264,17 +264,23 @@ def _threshold(
     sign = -1 if key == "before_below" else 1
     promised = certified_threshold(sign * scores[cases], miss, confidence, f"{key} {score}")
     # Where the promise leaves room, the room goes to finding more, as far as false alarms allow. Not for `before_below`: there
-    # it would find nothing more, and a picture that was exposed before would count as undressed when its score moves a little;
-    # nor for a first look, which may not settle at what a rule fires (`most`).
+    # it would find nothing more, and a picture that was exposed before would count as undressed when its score moves a little.
+    # A first look may not settle at what a rule fires (`most`).
     origins = np.array([row.source for row in rows])
     affordable = max(least, affordable_threshold(scores[others], false_alarms, origins[others]))
-    lowest = promised if key != "when" else min(promised, affordable)
-    # Rounded down, which finds more, so that the written number keeps the promise.
-    value = min(max(sign * math.floor(lowest * 10**DECIMALS) / 10**DECIMALS, 0.0), most)
+    # What is promised is rounded down, which finds more, what can be afforded up, which flags less: the number written keeps both.
+    lowest = _rounded(promised, math.floor)
+    if key != "before_below" and affordable < lowest:
+        lowest = min(lowest, _rounded(max(affordable, 0.0), math.ceil))
+    value = min(max(sign * lowest, 0.0), most)
     missed = int((sign * scores[cases] < sign * value).sum())
     bound = float(stats.beta.ppf(confidence, missed + 1, max(int(cases.sum()) - missed, 1)))
     flagged = rate(sign * scores[others] >= sign * value)
     return Threshold(value, miss, missed, int(cases.sum()), round(bound, DECIMALS), str(flagged))
+
+
+def _rounded(value: float, to_whole: Callable[[float], int]) -> float:
+    return to_whole(value * 10**DECIMALS) / 10**DECIMALS
 
 
 def affordable_threshold(scores: Values, false_alarms: float, origins: npt.NDArray[np.str_]) -> float:

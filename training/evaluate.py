@@ -23,7 +23,7 @@ from training.tables import (
     age_tables,
     attire_tables,
     calibration_table,
-    cascade_table,
+    cascade_tables,
     changed_tables,
     edit_table,
     judged_tables,
@@ -83,14 +83,12 @@ def main(
         return
     measured = Measured(rows, predict(scanner, rows, data))
     if left_out:
-        print(markdown(attire_tables(measured, policy)))
+        print(markdown([*attire_tables(measured, policy), *cascade_tables(scanner, measured, policy, data)]))
         if not quick:
             print(markdown(judged_tables(Scanner(model, policy), rows, grounds, data, changed_rows)))
         return
     tables = [*attire_tables(measured, policy), *age_tables(measured, policy), calibration_table(measured)]
-    tables.append(verdict_table(measured, policy))
-    if policy.cascade:
-        tables.append(cascade_table(scanner, measured, policy, data))
+    tables += [verdict_table(measured, policy), *cascade_tables(scanner, measured, policy, data)]
     if not quick:
         tables += [*changed_tables(scanner, measured, policy, data, changed_rows), edit_table(scanner, measured, policy, data)]
     print(markdown(tables))

@@ -26,7 +26,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torchvision import models
-from torchvision.models.mobilenetv2 import InvertedResidual
 
 from training.heads import BORROWED, CLASSES, HEADS
 
@@ -187,19 +186,16 @@ def build(
     dropout: float,
     pretrained: bool = True,
     own_layers: int = 0,
-    depth: int = 0,
     last_layers: Mapping[str, int] = NONE_NAMED,
     sharpness: Mapping[str, float] = NONE_NAMED,
     borrowed: Mapping[str, float] = NONE_NAMED,
 ) -> Network:
-    """Build a network on any torchvision classifier, or on its first `depth` layers.
+    """Build a network on any torchvision classifier.
 
     weights: a safetensors file of Keras MobileNetV2 weights; none takes torchvision's own (a download).
     """
-    if borrowed and depth:
-        raise ValueError(f"borrowed: the classes of ImageNet are told by the whole backbone, not by its first {depth} layers")
     classifier, padding = _read_classifier(backbone, weights, pretrained)
-    network = Network(_feature_layers(classifier, depth), padding, dropout, own_layers, last_layers, sharpness, borrowed)
+    network = Network(_feature_layers(classifier), padding, dropout, own_layers, last_layers, sharpness, borrowed)
     for head in borrowed:
         network.classes_of(head).start_from(classifier)
     return network
@@ -245,7 +241,7 @@ def load_network(path: Path) -> Network:
     """Build the network that `training.train` saved as `network.safetensors`."""
     about = read_about(path)
     classifier = models.get_model(about["backbone"], weights=None)
-    layers = _feature_layers(classifier, about.get("depth", 0))
+    layers = _feature_layers(classifier)
     shape = {name: about[name] for name in SHAPE if name in about}
     network = Network(layers, about["padding"], float(about["dropout"]), **shape)
     network.load_state_dict(load_file(path))
@@ -269,20 +265,26 @@ def graft(network: Network, other: Network, head: str) -> None:
         network.classes[head] = deepcopy(other.classes[head])
 
 
-def _feature_layers(classifier: nn.Module, depth: int = 0) -> nn.Sequential:
-    """Everything up to the last feature map: `.features` where there is one, else all but pool and classifier.
+def on_path_of(network: Network, head: str, own_layers: int, last_layers: Mapping[str, int]) -> Network:
+    """A network in which all heads share the first layers that one head has in `network`.
 
-    depth: only so many layers of MobileNetV2, and the widening half of the next, whose features are what evidence can be
-    read from (as SSDLite does, Sandler et al. 2018); 0: all.
+    That head reads and says what it did; the others start from its layers. own_layers, last_layers: as in `Network`.
     """
+    path, borrowed = path_of(network, head), {}
+    layers = list(path)
+    if head in network.classes:
+        borrowed = {head: network.borrowed[head]}
+        layers += network.classes_of(head).layers
+    ends = {**last_layers, head: len(path)}
+    other = Network(nn.Sequential(*layers), network.padding, network.dropout.p, own_layers, ends, network.sharpness, borrowed)
+    graft(other, network, head)
+    return other
+
+
+def _feature_layers(classifier: nn.Module) -> nn.Sequential:
+    """Everything up to the last feature map: `.features` where there is one, else all but pool and classifier."""
     found = getattr(classifier, "features", None)
-    features = found if isinstance(found, nn.Sequential) else nn.Sequential(*list(classifier.children())[:-2])
-    if not depth:
-        return features
-    block = features[depth]
-    if not isinstance(block, InvertedResidual):
-        raise ValueError(f"depth is {depth}: layer {depth} of this backbone is no block of MobileNetV2")
-    return nn.Sequential(*features[:depth], block.conv[0])
+    return found if isinstance(found, nn.Sequential) else nn.Sequential(*list(classifier.children())[:-2])
 
 
 def _channels(layers: nn.Sequential) -> int:

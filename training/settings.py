@@ -45,7 +45,7 @@ class Settings:
     plain_scenes: float = 0.0
     halve_every: int = 0
     warm_up: int = 200
-    depth: int = 0
+    trunk: str = ""
     own_layers: int = 0
     teacher_weight: float = 0.0
     frozen_heads: tuple[str, ...] = ()

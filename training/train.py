@@ -23,7 +23,18 @@ from training.data import Examples, draw_rows
 from training.heads import AGE, ATTIRE, HEADS
 from training.manifest import ADULT, Row
 from training.mix import between
-from training.model import SHAPE, Network, build, graft, has_folded_norms, load_network, restore_norms, save_weights, seen_by
+from training.model import (
+    SHAPE,
+    Network,
+    build,
+    graft,
+    has_folded_norms,
+    load_network,
+    on_path_of,
+    restore_norms,
+    save_weights,
+    seen_by,
+)
 from training.settings import Settings, load_settings
 from training.split import read_fold
 
@@ -43,6 +54,7 @@ UNDER_18 = torch.tensor([edge <= ADULT for edge in AGE.edges[1:]], dtype=torch.f
 @click.option("--no-pretraining", is_flag=True, help="Start from random weights (smoke runs).")
 @click.option("--leave-out", multiple=True, help="Train without this source, to measure on it: `training.evaluate --left-out`.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("--bfloat16", is_flag=True, help="Features in bfloat16, as always on CUDA; faster on processors with AMX only.")
 def main(
     data: Path,
     output: Path,
@@ -53,6 +65,7 @@ def main(
     no_pretraining: bool,
     leave_out: tuple[str, ...],
     device: str,
+    bfloat16: bool,
 ) -> None:
     settings = load_settings(settings_path)
     rows = read_fold(data, output / "split.csv", "train", settings.licences, leave_out)
@@ -63,6 +76,8 @@ def main(
     torch.manual_seed(settings.seed)
     if start is not None:
         network = load_network(start)
+        if settings.trunk:
+            network = on_path_of(network, settings.trunk, settings.own_layers, settings.last_layers)
     if start is None or settings.grafted:
         fresh = build(
             settings.backbone,
@@ -70,7 +85,6 @@ def main(
             settings.dropout,
             not no_pretraining,
             settings.own_layers,
-            settings.depth,
             settings.last_layers,
             settings.sharpness,
             settings.borrowed,
@@ -80,7 +94,7 @@ def main(
         for head in settings.grafted if start is not None else ():
             graft(fresh, network, head)
         network = fresh
-    train(network, rows, data, output, settings, device, load_network(teacher) if teacher else None, seen)
+    train(network, rows, data, output, settings, device, load_network(teacher) if teacher else None, seen, bfloat16)
 
 
 def train(
@@ -92,6 +106,7 @@ def train(
     device: str,
     teacher: Network | None = None,
     seen: Sequence[str] | None = (),
+    bfloat16: bool = False,
 ) -> None:
     """Run every stage, from the checkpoint in `output` if there is one; write `network.safetensors`.
 
@@ -106,16 +121,15 @@ def train(
     optimizer = _optimizer(network, settings)
     sources = sorted({row.source for row in rows})
     done = _restore(output / "checkpoint.pt", network, average, optimizer, sources, device)
+    half = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16 or device.startswith("cuda"))
     started = time.monotonic()
     for step, (pixels, before, attire, age, trust) in _batches(rows, data, settings, done):
         _set_rate(optimizer, settings, step)
-        taught = _ask(teacher, pixels.to(device)) if teacher is not None else {}
+        taught = _ask(teacher, pixels.to(device), settings.heads, half) if teacher is not None else {}
         if settings.halve_every and step % settings.halve_every == 0:
-            pixels, before = (torch.from_numpy(halve(one.numpy())) for one in (pixels, before))
-        wanted = _look(untaught, before.to(device), settings.steady_heads) if untaught is not None else {}
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
-            features = network.features(pixels.to(device), settings.heads)
-        features = {name: found.float() for name, found in features.items()}
+            pixels = torch.from_numpy(halve(pixels.numpy()))
+        wanted = _look(untaught, before.to(device), settings.steady_heads, half) if untaught is not None else {}
+        features = _features(network, pixels.to(device), settings.heads, half)
         losses = []
         for head, theirs in wanted.items():
             losses += [steady_loss(one, other) for one, other in zip(seen_in(network, head, features), theirs, strict=True)]
@@ -229,14 +243,20 @@ def go_back(network: nn.Module, untaught: Network, settings: Settings) -> None:
     Half way they have most of what training gave them, and have lost little of what they knew of other origins.
     """
     after, before = network.state_dict(), untaught.state_dict()
-    own = tuple(f"{part}.{head}." for head in settings.steady_heads for part in ("towers", "classes"))
+    own = ("layers.", *(f"{part}.{head}." for head in settings.steady_heads for part in ("towers", "classes")))
     trained = {name: value for name, value in after.items() if name.startswith(own)}
     network.load_state_dict(after | between(before, trained, settings.steady_way))
 
 
+def _features(network: Network, pixels: Tensor, heads: Sequence[str], half: torch.autocast) -> dict[str, Tensor]:
+    with half:
+        found = network.features(pixels, heads)
+    return {head: features.float() for head, features in found.items()}
+
+
 @torch.no_grad()
-def _look(untaught: Network, pixels: Tensor, heads: Sequence[str]) -> dict[str, list[Tensor]]:
-    features = untaught.features(pixels, heads)
+def _look(untaught: Network, pixels: Tensor, heads: Sequence[str], half: torch.autocast) -> dict[str, list[Tensor]]:
+    features = _features(untaught, pixels, heads, half)
     return {head: seen_in(untaught, head, features) for head in heads}
 
 
@@ -246,8 +266,9 @@ def evidence_size(network: Network, head: str) -> Tensor:
 
 
 @torch.no_grad()
-def _ask(teacher: Network, pixels: Tensor) -> dict[str, Tensor]:
-    return {head: torch.softmax(logits, dim=1) for head, logits in teacher.pool(teacher.features(pixels)).items()}
+def _ask(teacher: Network, pixels: Tensor, heads: Sequence[str], half: torch.autocast) -> dict[str, Tensor]:
+    logits = teacher.pool(_features(teacher, pixels, heads, half))
+    return {head: torch.softmax(found, dim=1) for head, found in logits.items()}
 
 
 def freeze(network: Network, settings: Settings) -> None:
@@ -265,16 +286,17 @@ def freeze(network: Network, settings: Settings) -> None:
     for head in network.classes:
         network.classes[head].requires_grad_(head in settings.heads and head not in settings.frozen_heads)
         network.classes[head].train(False)
-    for head in settings.steady_heads:
-        network.towers[head].train(False)  # it is held against itself as it came, which has no batch to go by
+    for head in settings.steady_heads:  # they are held against themselves as they came, which have no batch to go by
+        network.layers.train(False)
+        network.towers[head].train(False)
 
 
 def save_network(network: nn.Module, path: Path, settings: Settings, sources: Sequence[str] | None = None) -> None:
     """Write the weights of a network that these settings describe and, where that is known, these sources taught."""
     assert isinstance(network, Network)
-    about = {"backbone": settings.backbone, "padding": network.padding, "dropout": str(settings.dropout)}
+    about = {"backbone": settings.backbone, "padding": network.padding, "dropout": str(network.dropout.p)}
     shape = {name: getattr(network, name) for name in SHAPE}
-    save_weights(network.state_dict(), {**about, **shape, "depth": settings.depth, "sources": sources}, path)
+    save_weights(network.state_dict(), {**about, **shape, "sources": sources}, path)
 
 
 def _batches(rows: list[Row], data: Path, settings: Settings, done: int) -> Iterator[tuple[int, list[Tensor]]]:
