@@ -270,13 +270,11 @@ def on_path_of(network: Network, head: str, own_layers: int, last_layers: Mappin
 
     That head reads and says what it did; the others start from its layers. own_layers, last_layers: as in `Network`.
     """
-    path, borrowed = path_of(network, head), {}
-    layers = list(path)
-    if head in network.classes:
-        borrowed = {head: network.borrowed[head]}
-        layers += network.classes_of(head).layers
+    path, classes = path_of(network, head), network.classes_of(head).layers if head in network.classes else ()
+    layers = deepcopy(nn.Sequential(*path, *classes)).train(network.training)
+    borrowed = {name: factor for name, factor in network.borrowed.items() if name == head}
     ends = {**last_layers, head: len(path)}
-    other = Network(nn.Sequential(*layers), network.padding, network.dropout.p, own_layers, ends, network.sharpness, borrowed)
+    other = Network(layers, network.padding, network.dropout.p, own_layers, ends, network.sharpness, borrowed)
     graft(other, network, head)
     return other
 
