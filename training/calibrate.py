@@ -280,7 +280,7 @@ def _threshold(
 
 
 def _rounded(value: float, to_whole: Callable[[float], int]) -> float:
-    return to_whole(value * 10**DECIMALS) / 10**DECIMALS
+    return float(to_whole(value * 10**DECIMALS) / 10**DECIMALS)
 
 
 def affordable_threshold(scores: Values, false_alarms: float, origins: npt.NDArray[np.str_]) -> float:
