@@ -86,7 +86,7 @@ class Scanner:
     judged. max_pixels: larger pictures are `undecided` without being decoded. thorough: also judge tiles, turns and the
     negative of each picture, at nine times the model's price; the worst look decides. cascade: `scan`, `score`, `submit` and
     `acheck` first look at a quarter of the pixels, and where the policy says that this settles it, answer with those scores
-    (docs/performance.md has what is gained and missed: much on pictures unlike those it was calibrated on).
+    (docs/performance.md has what is gained and missed: more on pictures unlike those it was calibrated on).
     max_wait: seconds that `submit` and `acheck` may hold a picture back to judge it together with others'. isolate: decode
     files and bytes in worker processes, so that a decoder that crashes, hangs or takes all memory costs one picture (see
     docs/hostile.md for the price). timeout: seconds for decoding one picture, after which it is `undecided`; exact with
