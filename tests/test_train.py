@@ -80,7 +80,7 @@ def first(killed, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("first")
     shutil.copy(SMOKE, folder)
     own = {"trunk": '"attire"', "own_layers": 8, "last_layers": "{ age = 14 }", "steady_heads": '["attire"]'}
-    own |= {"halve_every": 1, "teacher_weight": 1.0}
+    own |= {"halve_every": 1, "teacher_weight": 1.0, "learning_rate": 1e-2}
     (folder / "first.toml").write_text('base = "smoke.toml"\n' + "".join(f"{name} = {value}\n" for name, value in own.items()))
     words = ["--data", data, "--output", folder, "--settings", folder / "first.toml", "--device", "cpu"]
     words += ["--start", killed / "network.safetensors", "--teacher", killed / "network.safetensors", "--bfloat16"]
@@ -176,7 +176,13 @@ def test_each_look_has_temperatures_of_its_own(model):
         [float(onnx.numpy_helper.to_array(value)[0]) for value in look.graph.initializer if value.name.endswith(TEMPERATURE_SUFFIX)]
         for look in split_looks(onnx.load(model))
     ]
-    assert len(found) == 2 and found[0] != found[1] and 1.0 not in found[0] + found[1]
+    assert len(found) == 2 and len(set(found[0] + found[1]) - {1.0}) == 4
+
+
+def test_a_trunk_without_a_network_to_start_from_is_refused(first, data, tmp_path):
+    words = ["--data", data, "--output", tmp_path, "--settings", first / "first.toml", "--no-pretraining"]
+    result = CliRunner().invoke(train.main, list(map(str, words)))
+    assert result.exit_code == 2 and "--start" in result.output
 
 
 def test_a_network_for_first_looks_shares_most_layers_and_borrows_as_before(first):

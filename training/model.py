@@ -270,11 +270,9 @@ def on_path_of(network: Network, head: str, own_layers: int, last_layers: Mappin
 
     That head reads and says what it did; the others start from its layers. own_layers, last_layers: as in `Network`.
     """
-    path, classes = path_of(network, head), network.classes_of(head).layers if head in network.classes else ()
-    layers = deepcopy(nn.Sequential(*path, *classes)).train(network.training)
-    borrowed = {name: factor for name, factor in network.borrowed.items() if name == head}
-    ends = {**last_layers, head: len(path)}
-    other = Network(layers, network.padding, network.dropout.p, own_layers, ends, network.sharpness, borrowed)
+    rest = network.classes_of(head).layers if head in network.classes else ()  # of the backbone, whose end `own_layers` counts from
+    layers = deepcopy(nn.Sequential(*path_of(network, head), *rest))
+    other = Network(layers, network.padding, network.dropout.p, own_layers, last_layers, network.sharpness)
     graft(other, network, head)
     return other
 
@@ -285,12 +283,9 @@ def _feature_layers(classifier: nn.Module) -> nn.Sequential:
     return found if isinstance(found, nn.Sequential) else nn.Sequential(*list(classifier.children())[:-2])
 
 
+@torch.no_grad()
 def _channels(layers: nn.Sequential) -> int:
-    was_training = layers.training
-    with torch.no_grad():
-        channels = layers.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
-    layers.train(was_training)
-    return int(channels)
+    return int(deepcopy(layers).eval()(torch.zeros(1, 3, 64, 64)).shape[1])  # a copy: these may be part of a network in use
 
 
 def _pad_like_keras(layers: nn.Module) -> None:
