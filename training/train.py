@@ -73,7 +73,7 @@ def main(
     if leave_out and (seen is None or set(leave_out) & set(seen)):
         raise click.UsageError("--leave-out: --start and --teacher must be networks that saw nothing of the source and say so")
     if settings.trunk and start is None:
-        raise click.UsageError(f"the trunk {settings.trunk!r} of the settings is a head of the network to go on from: name it by --start")
+        raise click.UsageError("the settings name a trunk, which is a head of the network to go on from: --start")
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     if start is not None:
