@@ -28,7 +28,7 @@ from rich.table import Table
 
 from imgsafety import Scanner, find_images
 from imgsafety.decode import Limits, decode
-from imgsafety.preprocess import halve, to_pixels
+from imgsafety.preprocess import shrink, to_pixels
 from imgsafety.scan import DEFAULT_BATCH_SIZE
 from imgsafety.session import Session
 
@@ -121,7 +121,7 @@ def throughput(files: list[Path], rounds: int, model: str | None, provider: str)
 def stages(files: list[Path], rounds: int, model: str | None, provider: str) -> dict[str, list[float]]:
     """Milliseconds per picture of each stage, on one core."""
     session = Session(model, provider, threads=1)
-    size, limits = session.spec.size, Limits()
+    size, first_size, limits = session.spec.size, session.spec.first_size, Limits()
     data = [file.read_bytes() for file in files]
     images = [decode(content, limits, size)[0].image for content in data]
     pixels = np.stack([to_pixels(image, size) for image in images])
@@ -130,7 +130,7 @@ def stages(files: list[Path], rounds: int, model: str | None, provider: str) -> 
         "decode": lambda: [decode(content, limits, size) for content in data],
         "resize": lambda: [to_pixels(image, size) for image in images],
         "model": lambda: [session.run(pixels[start : start + 16]) for start in range(0, len(pixels), 16)],
-        "first look": lambda: [session.run(halve(pixels[start : start + 16])) for start in range(0, len(pixels), 16)],
+        "first look": lambda: [session.run(shrink(pixels[start : start + 16], first_size)) for start in range(0, len(pixels), 16)],
     }
     return {name: [1000 * value / len(files) for value in timed(step, rounds)] for name, step in steps.items()}
 

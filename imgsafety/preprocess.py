@@ -23,12 +23,9 @@ def to_pixels(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
     return np.asarray(square, dtype=np.uint8)
 
 
-def halve(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Average blocks of 2 x 2: `uint8 (batch, size, size, 3)` to half the side, which is what a first look sees."""
-    count, height, width, channels = pixels.shape
-    pairs = pixels.reshape(count, height // 2, 2, width * channels)
-    rows = np.add(pairs[:, :, 0], pairs[:, :, 1], dtype=np.uint16).reshape(count, height // 2, width // 2, 2, channels)
-    return ((rows[..., 0, :] + rows[..., 1, :] + 2) >> 2).astype(np.uint8)
+def shrink(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Resize `uint8 (batch, side, side, 3)` to a smaller side, which is what a first look sees."""
+    return np.stack([to_pixels(Image.fromarray(one), size) for one in pixels])
 
 
 def looks(image: Image.Image, thorough: bool) -> list[Image.Image]:

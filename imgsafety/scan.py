@@ -26,7 +26,7 @@ from imgsafety.errors import ImageError, ModelError, SetupError
 from imgsafety.isolate import Workers, prepare
 from imgsafety.policy import Policy, check_fit, load_policy, settled
 from imgsafety.policy import decide as apply_policy
-from imgsafety.preprocess import LOOKS, halve
+from imgsafety.preprocess import LOOKS, shrink
 from imgsafety.result import SEVERITY, Pixels, Result, Scores, Verdict, make_result
 from imgsafety.session import Session, score_names
 from imgsafety.tensor import split_tensor
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 DEFAULT_BATCH_SIZE = 4  # what a core's cache holds (docs/performance.md); GPUs want more
 BATCHES_IN_FLIGHT = 2  # per worker: one in work, one waiting, so that no worker idles
-FIRST_LOOKS = 4  # times more pictures at half the side fit into the same cache
+FIRST_LOOKS = 4  # times more pictures at less than half the side fit into the same cache
 MAX_WAIT = 0.005  # seconds that one of many concurrent callers waits for company
 
 
@@ -85,7 +85,7 @@ class Scanner:
     in `scan`. workers: threads in `scan`, by default one per core. frames: how many frames of an animation are
     judged. max_pixels: larger pictures are `undecided` without being decoded. thorough: also judge tiles, turns and the
     negative of each picture, at nine times the model's price; the worst look decides. cascade: `scan`, `score`, `submit` and
-    `acheck` first look at a quarter of the pixels, and where the policy says that this settles it, answer with those scores
+    `acheck` first look at a fifth of the pixels, and where the policy says that this settles it, answer with those scores
     (docs/performance.md has what is gained and missed: more on pictures unlike those it was calibrated on).
     max_wait: seconds that `submit` and `acheck` may hold a picture back to judge it together with others'. isolate: decode
     files and bytes in worker processes, so that a decoder that crashes, hangs or takes all memory costs one picture (see
@@ -302,8 +302,9 @@ class Scanner:
         return [scores for batch in _batches(frames, self.batch_size) for scores in session.run(batch, maps)]
 
     def _run_cascade(self, frames: Sequence[Pixels], session: Session) -> list[Scores]:
-        """Look at half the side first, and at the whole where that does not settle it."""
-        first = [scores for batch in _batches(frames, self.batch_size * FIRST_LOOKS) for scores in session.run(halve(batch))]
+        """Look at fewer pixels first, and at all of them where that does not settle it."""
+        side, batches = session.spec.first_size, _batches(frames, self.batch_size * FIRST_LOOKS)
+        first = [scores for batch in batches for scores in session.run(shrink(batch, side))]
         unsettled = [index for index, scores in enumerate(first) if not settled(self.policy, scores)]
         second = dict(zip(unsettled, self._run([frames[index] for index in unsettled], session), strict=True))
         return [second.get(index, scores) for index, scores in enumerate(first)]
@@ -370,7 +371,7 @@ def _check_cascade(scanner: Scanner) -> None:
     policy, session = scanner.policy, scanner.session
     if scanner.thorough:
         raise SetupError("a scanner is either thorough or a cascade: small people and turned pictures need all pixels")
-    if not session.any_side or session.spec.size % 2:
+    if not session.spec.first_size:
         raise SetupError(f"{session.path}: the model takes pictures of one side only; export it again for a cascade")
     if not policy.cascade:
         raise SetupError(f"policy {policy.name!r} has no [cascade] table; make one with training.calibrate")

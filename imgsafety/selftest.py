@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from imgsafety.errors import ModelError
 from imgsafety.policy import OUTCOMES, Policy, Rule, decide
-from imgsafety.preprocess import halve
+from imgsafety.preprocess import shrink
 from imgsafety.result import SEVERITY, Result, Scores
 from imgsafety.session import Session
 
@@ -64,7 +64,7 @@ def run_selftest(
             _scores(frames, check),
             _deterministic(frames, check),
             _batch(frames, session),
-            *([_first_look(frames, session)] if policy.cascade and session.any_side else []),
+            *([_first_look(frames, session)] if policy.cascade and session.spec.first_size else []),
             _policy(policy),
             _missing_scores(policy),
             _unreadable(check),
@@ -121,12 +121,13 @@ def _stack(frames: Mapping[str, Image.Image], side: int) -> npt.NDArray[np.uint8
 
 def _first_look(frames: Mapping[str, Image.Image], session: Session) -> Step:
     """A first look that answers a constant would settle everything: a scan with a cascade would allow all pictures."""
+    side = session.spec.first_size
     try:
-        looks = session.run(halve(_stack(frames, session.spec.size)))
+        looks = session.run(shrink(_stack(frames, session.spec.size), side))
     except ModelError as problem:
         return Step("first look", False, str(problem))
     response = float(np.max(np.ptp([list(look.named.values()) for look in looks], axis=0)))
-    return Step("first look", response >= LEAST_RESPONSE, f"{len(looks)} frames at half the side differ by up to {response:.3f}")
+    return Step("first look", response >= LEAST_RESPONSE, f"{len(looks)} frames of {side} pixels differ by up to {response:.3f}")
 
 
 def _batch(frames: Mapping[str, Image.Image], session: Session) -> Step:

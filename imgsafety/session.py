@@ -1,6 +1,6 @@
 """Pixels to `Scores`: the only user of onnxruntime.
 
-In: `uint8 (batch, size, size, 3)` RGB. Out: one `Scores` per row. The graph casts, normalises, applies
+In: `uint8 (batch, side, side, 3)` RGB. Out: one `Scores` per row. The graph casts, normalises, applies
 temperatures and softmax itself. What a reader would get wrong: a damaged model does not fail, it answers
 NaN, and `nan >= threshold` is false, so everything would pass. `Session` refuses such answers.
 """
@@ -57,16 +57,15 @@ class Session:
         self._input = _check_graph(self._runtime, self.spec, self.path)
         outputs = {output.name for output in self._runtime.get_outputs()}
         self.has_maps = all(head.name + MAP_SUFFIX in outputs for head in self.spec.heads)
-        self.any_side = not isinstance(self._runtime.get_inputs()[0].shape[1], int)  # a graph that takes other sides than `size`
 
     def run(self, pixels: npt.NDArray[np.uint8], maps: bool = False) -> list[Scores]:
-        """Judge `uint8 (batch, size, size, 3)`, or half the size where the graph takes it; one `Scores` per row, in order.
+        """Judge `uint8 (batch, side, side, 3)`; one `Scores` per row, in order. side: `spec.size`, or `spec.first_size`.
 
         maps: also fill `Scores.maps`; raises `ModelError` when the model was exported without them.
         Raises `ModelError` when the model's answer is not a finite distribution.
         """
-        size = self.spec.size
-        sides = (size, size // 2) if self.any_side else (size,)
+        size, first_size = self.spec.size, self.spec.first_size
+        sides = (size, first_size) if first_size else (size,)
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] not in [(side, side, 3) for side in sides]:
             raise ModelError(f"pixels are {pixels.dtype} {pixels.shape}, not uint8 (batch, {size}, {size}, 3)")
         if maps and not self.has_maps:
@@ -137,9 +136,10 @@ def _check_graph(runtime: Any, spec: ModelSpec, path: Path) -> str:
     found = [(entry.type, entry.shape) for entry in inputs]
     # Names instead of numbers: the graph takes any side.
     shapes = [[side if isinstance(side, int) else "any" for side in shape[1:]] for _, shape in found]
-    fitting = ([spec.size, spec.size, 3], ["any", "any", 3])
+    fitting = [["any", "any", 3]] + [[spec.size, spec.size, 3]] * (not spec.first_size)
     if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or shapes[0] not in fitting:
-        raise ModelError(f"{path}: input is {found}, not uint8 (batch, {spec.size}, {spec.size}, 3)")
+        first = f" or (batch, {spec.first_size}, {spec.first_size}, 3)" if spec.first_size else ""
+        raise ModelError(f"{path}: input is {found}, not uint8 (batch, {spec.size}, {spec.size}, 3){first}")
     outputs = {output.name: output.shape for output in runtime.get_outputs()}
     for head in spec.heads:
         if outputs.get(head.name, [0])[-1] != len(head.labels):

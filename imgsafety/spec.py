@@ -51,16 +51,22 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Name, version, input side in pixels and heads of one model file."""
+    """Name, version, sides of the input in pixels, and heads of one model file.
+
+    size: the side of a picture. first_size: the side of a first look of a cascade; 0 where the graph takes no other side.
+    """
 
     name: str
     version: str
     size: int
     heads: tuple[Head, ...]
+    first_size: int = 0
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 4096:
             raise ModelError(f"spec of {self.name!r}: size {self.size} is outside 16 to 4096 pixels")
+        if self.first_size and not 16 <= self.first_size < self.size:
+            raise ModelError(f"spec of {self.name!r}: first_size {self.first_size} is outside 16 to {self.size - 1} pixels")
         if not self.heads or len({head.name for head in self.heads}) != len(self.heads):
             raise ModelError(f"spec of {self.name!r}: needs one or more heads, each name once")
 
@@ -89,7 +95,8 @@ def from_json(text: str) -> ModelSpec:
         if fields.pop("format") != FORMAT:
             raise ModelError(f"spec is of another format than {FORMAT}; update imgsafety")
         heads = tuple(_head(entry) for entry in fields.pop("heads"))
-        return ModelSpec(**{**fields, "size": int(fields["size"]), "heads": heads})
+        sides = {name: int(fields.get(name, 0)) for name in ("size", "first_size")}
+        return ModelSpec(**{**fields, **sides, "heads": heads})
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as problem:
         raise ModelError(f"the model's spec cannot be read: {problem!r}") from problem
 

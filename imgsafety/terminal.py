@@ -83,7 +83,7 @@ def batch_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--cascade",
             is_flag=True,
-            help="Look at a quarter of the pixels first, at all only where that does not settle it: faster; misses more.",
+            help="Look at a fifth of the pixels first, at all only where that does not settle it: faster; misses more.",
         ),
     )
     return with_options(command, options)

@@ -1,5 +1,7 @@
 """A cascade: what the first look settles stands, everything else is as without it, and what cannot be safe is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -7,9 +9,9 @@ from PIL import Image
 
 from imgsafety import PolicyError, Scanner, SetupError
 from imgsafety.policy import parse_policy, settled
-from imgsafety.preprocess import halve
+from imgsafety.preprocess import shrink
 from imgsafety.result import Scores
-from tests.toy import POLICY, SIZE, toy_model
+from tests.toy import POLICY, SIZE, SPEC, toy_model
 
 CASCADE = "\n[cascade]\nexposed = 0.2\nminimal_attire = 0.2\n"
 
@@ -81,7 +83,7 @@ def test_cascade_values_are_checked(toy_path):
 def test_a_model_of_one_side_and_a_thorough_scan_are_refused(tmp_path, toy_path):
     policy = parse_policy(POLICY + CASCADE)
     fixed = tmp_path / "fixed.onnx"
-    onnx.save(toy_model(sides=(SIZE, SIZE)), fixed)
+    onnx.save(toy_model(replace(SPEC, first_size=0), sides=(SIZE, SIZE)), fixed)
     with pytest.raises(SetupError, match="one side only"):
         Scanner(fixed, policy, cascade=True)
     with pytest.raises(SetupError, match="either thorough or a cascade"):
@@ -95,8 +97,11 @@ def test_a_score_that_is_missing_settles_nothing(named):
     assert settled(policy, Scores({}, {"exposed": 0.1, "minimal_attire": 0.0}, None, None, None, {}))
 
 
-def test_halving_averages_blocks():
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 6, 3), dtype=np.uint8)
-    blocks = pixels.reshape(3, 4, 2, 3, 2, 3).astype(float).mean(axis=(2, 4))
-    assert halve(pixels).shape == (3, 4, 3, 3)
-    assert np.abs(halve(pixels) - blocks).max() <= 0.5
+def test_a_first_look_sees_all_of_the_picture():
+    """Every pixel of the picture counts for some pixel of the first look: none is skipped on the way down."""
+    for row, column in np.ndindex(28, 28):
+        pixels = np.zeros((1, 28, 28, 3), dtype=np.uint8)
+        pixels[0, row, column] = 255
+        seen = shrink(pixels, 12)
+        assert seen.shape == (1, 12, 12, 3)
+        assert seen.any()

@@ -43,7 +43,7 @@ def exported(tmp_path_factory, request):
     network = make_network(own_layers=3, last_layers={"attire": 18}, sharpness={"attire": 2.0})
     first = make_network(own_layers=8, last_layers={"age": 14}) if request.param else None
     path = tmp_path_factory.mktemp("export") / "small.onnx"
-    assert export(network, ModelSpec("small", "1", SIDE, HEADS), path, first) < TOLERANCE
+    assert export(network, ModelSpec("small", "1", SIDE, HEADS, SIDE // 2), path, first) < TOLERANCE
     return {SIDE: network, SIDE // 2: first or network}, Session(path)
 
 

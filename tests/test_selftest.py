@@ -52,7 +52,7 @@ def test_a_first_look_that_answers_a_constant_fails(tmp_path):
     path = tmp_path / "joined.onnx"
     write_model(join_looks(toy_model(), toy_model(factor=0.0)), path)
     cascade = parse_policy(POLICY + "[cascade]\nexposed = 0.2\nminimal_attire = 0.2\n")
-    with pytest.raises(SetupError, match="first look: 7 frames at half the side"):
+    with pytest.raises(SetupError, match="first look: 7 frames of 16 pixels"):
         Scanner(path, cascade, cascade=True).selftest()
     assert Scanner(path, parse_policy(POLICY)).selftest().passed  # nobody would take that look
 

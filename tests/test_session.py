@@ -159,6 +159,18 @@ def test_a_size_that_the_graph_does_not_take_is_refused(tmp_path):
         Session(write(toy_model(replace(SPEC, size=64), sides=(32, 32)), tmp_path / "liar.onnx"))
 
 
+def test_a_first_look_that_the_graph_does_not_take_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"or \(batch, 16, 16, 3\)"):
+        Session(write(toy_model(sides=(SIZE, SIZE)), tmp_path / "liar.onnx"))
+
+
+def test_only_the_sides_of_the_spec_are_judged(session):
+    for side in (SPEC.size, SPEC.first_size):
+        assert len(session.run(np.zeros((1, side, side, 3), np.uint8))) == 1
+    with pytest.raises(ModelError, match="not uint8"):
+        session.run(np.zeros((1, SIZE // 2 + 1, SIZE // 2 + 1, 3), np.uint8))
+
+
 def test_a_damaged_spec_is_refused(tmp_path):
     with pytest.raises(ModelError, match="spec cannot be read"):
         Session(write(toy_model(), tmp_path / "damaged.onnx", **{METADATA_KEY: "{}"}))

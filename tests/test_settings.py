@@ -30,3 +30,20 @@ def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
     (tmp_path / "wrong.toml").write_text((FOLDER / "smoke.toml").read_text() + "\n[train.typo]\n")
     with pytest.raises(ValueError, match="typo"):
         load_settings(tmp_path / "wrong.toml")
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("sharpness = { attir = 2.0 }", "sharpness names 'attir'"),
+        ("frozen_heads = ['hair']", "frozen_heads names 'hair'"),
+        ("borrowed = { age = 0.5 }", "borrowed names 'age', not one of attire"),
+        ("trunk = 'hair'", "trunk is 'hair'"),
+        ("trunk = 'attire'\ngrafted = ['age']", "nothing can be grafted"),
+    ],
+)
+def test_a_head_that_a_setting_cannot_be_about_is_named(tmp_path: Path, line: str, error: str) -> None:
+    (tmp_path / "settings.toml").write_text((FOLDER / "settings.toml").read_text())
+    (tmp_path / "wrong.toml").write_text(f'base = "settings.toml"\n[model]\n{line}\n')
+    with pytest.raises(ValueError, match=error):
+        load_settings(tmp_path / "wrong.toml")

@@ -15,8 +15,14 @@ def changed(**fields):
 
 
 def test_a_spec_survives_being_written_and_read():
-    spec = ModelSpec("x", "1.2", 224, (Head("attire", "classes", ("a", "b"), temperature=1.3), AGE))
+    spec = ModelSpec("x", "1.2", 224, (Head("attire", "classes", ("a", "b"), temperature=1.3), AGE), 96)
     assert from_json(to_json(spec)) == spec
+
+
+def test_a_spec_that_names_no_first_look_has_none():
+    fields = json.loads(to_json(SPEC))
+    del fields["first_size"]
+    assert from_json(json.dumps(fields)).first_size == 0
 
 
 def test_identity_is_name_and_version():
@@ -42,6 +48,9 @@ def test_a_spec_cannot_be_changed():
         changed(size=None),
         changed(size=0),
         changed(size=10**9),
+        changed(first_size=SPEC.size),
+        changed(first_size=8),
+        changed(first_size="small"),
         changed(heads=[asdict(ATTIRE), asdict(ATTIRE)]),
         changed(heads=[{"name": "attire"}]),
         changed(heads=[{**asdict(ATTIRE), "labels": ["one"]}]),

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from imgsafety import PolicyError, Scanner, load_policy
-from imgsafety.preprocess import halve, to_pixels
+from imgsafety.preprocess import shrink, to_pixels
 from imgsafety.session import Session
 from tests.drawn import write_labelled
 from tests.test_manifest import SETTINGS
@@ -80,7 +80,7 @@ def first(killed, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("first")
     shutil.copy(SMOKE, folder)
     own = {"trunk": '"attire"', "own_layers": 8, "last_layers": "{ age = 14 }", "steady_heads": '["attire"]'}
-    own |= {"halve_every": 1, "teacher_weight": 1.0, "learning_rate": 1e-2}
+    own |= {"first_every": 1, "teacher_weight": 1.0, "learning_rate": 1e-2}
     (folder / "first.toml").write_text('base = "smoke.toml"\n' + "".join(f"{name} = {value}\n" for name, value in own.items()))
     words = ["--data", data, "--output", folder, "--settings", folder / "first.toml", "--device", "cpu"]
     words += ["--start", killed / "network.safetensors", "--teacher", killed / "network.safetensors", "--bfloat16"]
@@ -143,7 +143,7 @@ def test_the_int8_file_answers_nearly_what_the_float_file_does(model, killed, da
     run(quantize, data=data, split=killed / "split.csv", model=model, output=int8)
     assert int8.stat().st_size < model.stat().st_size
     pixels = np.stack([to_pixels(Image.open(path).convert("RGB"), 64) for path in sorted((data / "drawn_figures").iterdir())[:24]])
-    for seen in (pixels, halve(pixels)):
+    for seen in (pixels, shrink(pixels, 32)):
         exact, rounded = (
             np.array([list(one.heads["attire"].values()) for one in Session(path).run(seen)]) for path in (model, int8)
         )

@@ -2,7 +2,7 @@
 
 Built with onnx alone, so unit tests need neither torch nor trained weights. It looks at mean colours on a
 4x4 grid: a red patch is `minimal`, a green one `clothed`, black and white are `no_person`; a blue patch appears
-to be a child. It takes pictures of half the side too, as a first look does.
+to be a child. Its first look takes pictures of half the side.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ SIZE = 32
 GRID = 4
 ATTIRE = Head("attire", "classes", ("no_person", "clothed", "revealing", "minimal"))
 AGE = Head("age", "ages", ("0-11", "12-17", "18-24", "25+"), (0, 12, 18, 25, 100))
-SPEC = ModelSpec("toy", "1", SIZE, (ATTIRE, AGE))
+SPEC = ModelSpec("toy", "1", SIZE, (ATTIRE, AGE), SIZE // 2)
 
 # Evidence per label = weights @ (red, green, blue) in [0, 1] + bias.
 ATTIRE_WEIGHTS = np.array([[0, 0, 0], [-30, 30, -30], [10, 10, -30], [30, -30, -30]], np.float32)

@@ -169,7 +169,7 @@ def calibrate(
             if chosen:
                 lines.append(f"{key} = {{ " + ", ".join(f"{score} = {value}" for score, value in chosen.items()) + " }")
         rules.append("[[rules]]\n" + "\n".join(lines))
-    if scanner.session.any_side and "cascade" in recipe:
+    if scanner.session.spec.first_size and "cascade" in recipe:
         rules.append(_cascade(scanner, rows, data, recipe, target_miss, confidence, found))
     if "thorough" in recipe:
         rules += _thorough(open_scanner(scanner.session.path, thorough=True), rows, data, recipe["thorough"])

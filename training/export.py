@@ -47,7 +47,7 @@ class Answering(nn.Module):
 @click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
 def main(network: Path, first: Path | None, output: Path, settings_path: Path) -> None:
     settings = load_settings(settings_path)
-    spec = ModelSpec(settings.name, settings.version, settings.size, HEADS)
+    spec = ModelSpec(settings.name, settings.version, settings.size, HEADS, settings.first_size)
     difference = export(load_network(network), spec, output, load_network(first) if first else None)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, differs from the network by {difference:.1e} at most")
 
@@ -55,12 +55,12 @@ def main(network: Path, first: Path | None, output: Path, settings_path: Path) -
 def export(network: Network, spec: ModelSpec, output: Path, first: Network | None = None) -> float:
     """Export, check parity, write; return the largest difference. Raises `ValueError` beyond `PARITY`.
 
-    first: the network that takes pictures of half the side. Both come out with batch norms folded, weights rounded.
+    first: the network that takes pictures of `first_size`. Both come out with batch norms folded, weights rounded.
     """
     networks = [network, first or network]
     for one in set(networks):
         fold(one)
-    pixels = [torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8) for side in (spec.size, spec.size // 2)]
+    pixels = [torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8) for side in (spec.size, spec.first_size)]
     model = join_looks(*(_to_onnx(one, pixels[0], spec) for one in (network, first) if one is not None))
     runtime = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     difference = max(_difference(one, runtime, some) for one, some in zip(networks, pixels, strict=True))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from imgsafety import Policy, Scanner, Scores
 from imgsafety.decode import Limits, decode
-from imgsafety.preprocess import halve, to_pixels
+from imgsafety.preprocess import shrink, to_pixels
 from imgsafety.session import Session
 from training.heads import AGE, ATTIRE
 from training.manifest import Row
@@ -66,9 +66,10 @@ def read_image(row: Row, folder: Path, size: int = 0) -> Image.Image:
 
 def first_looks(scanner: Scanner, rows: Sequence[Row], data: Path) -> list[Scores]:
     """What a cascade sees first of every row's picture."""
-    size, session = scanner.session.spec.size, scanner.session
+    session = scanner.session
+    size, first_size = session.spec.size, session.spec.first_size
     pixels = (to_pixels(read_image(row, data, size), size) for row in rows)
-    return [session.run(halve(one[np.newaxis]))[0] for one in pixels]
+    return [session.run(shrink(one[np.newaxis], first_size))[0] for one in pixels]
 
 
 def first_answers(scanner: Scanner, rows: Sequence[Row], data: Path) -> Answers:

@@ -16,7 +16,7 @@ from onnxruntime import InferenceSession
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from imgsafety.preprocess import halve, to_pixels
+from imgsafety.preprocess import shrink, to_pixels
 from training.manifest import Row
 from training.onnx_file import join_looks, read_spec, split_looks, write_model
 from training.predict import read_image
@@ -55,9 +55,10 @@ def main(data: Path, split: Path, model: Path, output: Path, settings_path: Path
 def quantize(model: Path, output: Path, rows: list[Row], folder: Path) -> None:
     """Write the INT8 file, both of its looks. Convolutions and additions are quantised; heads and what follows stay float."""
     looks = split_looks(onnx.load(model))
-    size = read_spec(looks[0]).size
-    pixels = np.stack([to_pixels(read_image(row, folder, size), size) for row in rows])
-    write_model(join_looks(*(_quantized(look, seen) for look, seen in zip(looks, (pixels, halve(pixels)), strict=False))), output)
+    spec = read_spec(looks[0])
+    pixels = np.stack([to_pixels(read_image(row, folder, spec.size), spec.size) for row in rows])
+    seen = [pixels, shrink(pixels, spec.first_size)] if len(looks) > 1 else [pixels]
+    write_model(join_looks(*(_quantized(look, some) for look, some in zip(looks, seen, strict=True))), output)
 
 
 def _quantized(look: onnx.ModelProto, pixels: npt.NDArray[np.uint8]) -> onnx.ModelProto:

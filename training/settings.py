@@ -5,7 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.heads import HEADS
+from training.heads import BORROWED, HEADS
+
+HEAD_NAMES = frozenset(head.name for head in HEADS)
+# Settings that name heads, and which ones they may name.
+OF_HEADS = ("heads", "frozen_heads", "steady_heads", "grafted", "last_layers", "sharpness", "evidence_decay")
+NAMING = {**dict.fromkeys(OF_HEADS, HEAD_NAMES), "borrowed": frozenset(BORROWED)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,7 @@ class Settings:
     seed: int
     backbone: str
     size: int
+    first_size: int
     dropout: float
     frozen_layers: int
     batch_size: int
@@ -43,7 +49,7 @@ class Settings:
     licences: dict[str, str]
     plain_faces: float = 0.6
     plain_scenes: float = 0.0
-    halve_every: int = 0
+    first_every: int = 0
     warm_up: int = 200
     trunk: str = ""
     own_layers: int = 0
@@ -63,14 +69,20 @@ class Settings:
 def load_settings(path: Path) -> Settings:
     """Read a settings file; one that names a `base` beside it changes some settings of that file.
 
-    Raises `ValueError` that names a missing or unknown setting.
+    Raises `ValueError` that names a missing or unknown setting, or a head that a setting cannot be about.
     """
     flat = _flat(path)
     try:
         flat["stages"] = tuple(Stage(**stage) for stage in flat.get("stages", ()))
-        return Settings(**flat)
+        settings = Settings(**flat)
     except TypeError as problem:
         raise ValueError(f"{path}: {problem}") from problem
+    for setting, heads in NAMING.items():
+        if unknown := set(getattr(settings, setting)) - heads:
+            raise ValueError(f"{path}: {setting} names {sorted(unknown)[0]!r}, not one of {', '.join(sorted(heads))}")
+    if settings.trunk and (settings.trunk not in HEAD_NAMES or settings.grafted):
+        raise ValueError(f"{path}: trunk is {settings.trunk!r}; it must be a head, and nothing can be grafted beside it")
+    return settings
 
 
 def _flat(path: Path) -> dict[str, Any]:

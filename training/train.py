@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import DataLoader, Subset
 
-from imgsafety.preprocess import halve
+from imgsafety.preprocess import shrink
 from training.data import Examples, draw_rows
 from training.heads import AGE, ATTIRE, HEADS
 from training.manifest import ADULT, Row
@@ -128,8 +128,8 @@ def train(
     for step, (pixels, before, attire, age, trust) in _batches(rows, data, settings, done):
         _set_rate(optimizer, settings, step)
         taught = _ask(teacher, pixels.to(device), settings.heads, half) if teacher is not None else {}
-        if settings.halve_every and step % settings.halve_every == 0:
-            pixels = torch.from_numpy(halve(pixels.numpy()))
+        if settings.first_every and step % settings.first_every == 0:
+            pixels = torch.from_numpy(shrink(pixels.numpy(), pixels.shape[1] * settings.first_size // settings.size))
         wanted = _look(untaught, before.to(device), settings.steady_heads, half) if untaught is not None else {}
         features = _features(network, pixels.to(device), settings.heads, half)
         losses = []

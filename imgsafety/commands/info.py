@@ -22,7 +22,8 @@ def info(**settings: Any) -> int:
     click.echo(f"imgsafety    {__version__}")
     click.echo(f"model        {session.spec.identity}  {session.path}")
     click.echo(f"             sha256 {session.sha256}")
-    click.echo(f"input        {session.spec.size} x {session.spec.size} pixels")
+    first = f", first look of --cascade {session.spec.first_size} x {session.spec.first_size}" if session.spec.first_size else ""
+    click.echo(f"input        {session.spec.size} x {session.spec.size} pixels{first}")
     for head in session.spec.heads:
         click.echo(f"head         {head.name}: {' '.join(head.labels)}  (temperature {head.temperature:.3f})")
     click.echo(f"policy       {policy.name}  sha256 {policy.sha256}")
