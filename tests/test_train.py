@@ -25,7 +25,7 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from training import calibrate, evaluate, export, mix, quantize, temperature, train  # noqa: E402
-from training.heads import AGE, ATTIRE, BORROWED, CLASSES, age_distribution, attire_target  # noqa: E402
+from training.heads import AGE, ATTIRE, BORROWED, CLASSES, HEADS, age_distribution, attire_target  # noqa: E402
 from training.model import SHAPE, build, graft, has_folded_norms, load_network, on_path_of, path_of, restore_norms, seen_by  # noqa: E402
 from training.onnx_file import TEMPERATURE_SUFFIX, read_spec, split_looks  # noqa: E402
 from training.settings import load_settings  # noqa: E402
@@ -172,11 +172,13 @@ def test_a_bias_gives_up_what_rounded_weights_add_on_average():
 def test_each_look_has_temperatures_of_its_own(model):
     import onnx
 
-    found = [
-        [float(onnx.numpy_helper.to_array(value)[0]) for value in look.graph.initializer if value.name.endswith(TEMPERATURE_SUFFIX)]
-        for look in split_looks(onnx.load(model))
-    ]
-    assert len(found) == 2 and len(set(found[0] + found[1]) - {1.0}) == 4
+    def temperatures(look):
+        values = {value.name: float(onnx.numpy_helper.to_array(value)[0]) for value in look.graph.initializer}
+        return [values[head.name + TEMPERATURE_SUFFIX] for head in HEADS]
+
+    whole, first = map(temperatures, split_looks(onnx.load(model)))
+    assert 1.0 not in whole + first
+    assert all(one != other for one, other in zip(whole, first, strict=True))
 
 
 def test_a_trunk_without_a_network_to_start_from_is_refused(first, data, tmp_path):
