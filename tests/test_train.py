@@ -173,8 +173,8 @@ def test_each_look_has_temperatures_of_its_own(model):
     import onnx
 
     def temperatures(look):
-        values = {value.name: float(onnx.numpy_helper.to_array(value)[0]) for value in look.graph.initializer}
-        return [values[head.name + TEMPERATURE_SUFFIX] for head in HEADS]
+        values = {value.name: value for value in look.graph.initializer}
+        return [float(onnx.numpy_helper.to_array(values[head.name + TEMPERATURE_SUFFIX])[0]) for head in HEADS]
 
     whole, first = map(temperatures, split_looks(onnx.load(model)))
     assert 1.0 not in whole + first
