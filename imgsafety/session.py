@@ -136,7 +136,8 @@ def _check_graph(runtime: Any, spec: ModelSpec, path: Path) -> str:
     found = [(entry.type, entry.shape) for entry in inputs]
     # Names instead of numbers: the graph takes any side.
     shapes = [[side if isinstance(side, int) else "any" for side in shape[1:]] for _, shape in found]
-    fitting = [["any", "any", 3]] + [[spec.size, spec.size, 3]] * (not spec.first_size)
+    any_side, one_side = ["any", "any", 3], [spec.size, spec.size, 3]
+    fitting = [any_side] if spec.first_size else [any_side, one_side]
     if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or shapes[0] not in fitting:
         first = f" or (batch, {spec.first_size}, {spec.first_size}, 3)" if spec.first_size else ""
         raise ModelError(f"{path}: input is {found}, not uint8 (batch, {spec.size}, {spec.size}, 3){first}")

@@ -23,6 +23,7 @@ AGE = Head(
     tuple(float(edge) for edge in AGE_EDGES),
 )
 HEADS = (ATTIRE, AGE)
+HEAD_NAMES = tuple(head.name for head in HEADS)
 
 # The classes of ImageNet, of 1,000, whose evidence is evidence of a label: bathing cap, bikini, brassiere, two kinds of maillot,
 # swimming trunks. Networks have learned them from thousands of pictures of many origins.

@@ -27,13 +27,12 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torchvision import models
 
-from training.heads import BORROWED, CLASSES, HEADS
+from training.heads import BORROWED, CLASSES, HEAD_NAMES, HEADS
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The Keras weights of a given file were trained on RGB in [-1, 1].
 KERAS_MEAN, KERAS_DEVIATION = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 KERAS_CLASSES = 1001
-HEAD_NAMES = tuple(head.name for head in HEADS)
 SHAPE = ("own_layers", "last_layers", "sharpness", "borrowed")  # what else than its backbone a network is built from
 NONE_NAMED: Mapping[str, Any] = MappingProxyType({})  # a default that nobody can change
 

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.heads import BORROWED, HEADS
+from training.heads import BORROWED, HEAD_NAMES
 
-HEAD_NAMES = frozenset(head.name for head in HEADS)
 # Settings that name heads, and which ones they may name.
 OF_HEADS = ("heads", "frozen_heads", "steady_heads", "grafted", "last_layers", "sharpness", "evidence_decay")
-NAMING = {**dict.fromkeys(OF_HEADS, HEAD_NAMES), "borrowed": frozenset(BORROWED)}
+NAMING = {**dict.fromkeys(OF_HEADS, HEAD_NAMES), "borrowed": tuple(BORROWED)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class Settings:
     teacher_weight: float = 0.0
     frozen_heads: tuple[str, ...] = ()
     grafted: tuple[str, ...] = ()
-    heads: tuple[str, ...] = tuple(head.name for head in HEADS)
+    heads: tuple[str, ...] = HEAD_NAMES
     steady_heads: tuple[str, ...] = ()
     steady_labels: float = 0.0
     steady_way: float = 1.0
@@ -78,7 +77,7 @@ def load_settings(path: Path) -> Settings:
     except TypeError as problem:
         raise ValueError(f"{path}: {problem}") from problem
     for setting, heads in NAMING.items():
-        if unknown := set(getattr(settings, setting)) - heads:
+        if unknown := set(getattr(settings, setting)).difference(heads):
             raise ValueError(f"{path}: {setting} names {sorted(unknown)[0]!r}, not one of {', '.join(sorted(heads))}")
     if settings.trunk and (settings.trunk not in HEAD_NAMES or settings.grafted):
         raise ValueError(f"{path}: trunk is {settings.trunk!r}; it must be a head, and nothing can be grafted beside it")
