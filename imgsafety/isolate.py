@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from imgsafety.decode import Limits, iter_views
 from imgsafety.errors import ImageError, SetupError
-from imgsafety.preprocess import looks, to_pixels
+from imgsafety.preprocess import ZOOM, looks, to_pixels
 from imgsafety.result import Pixels
 
 MEMORY = 4 * 1024**3  # bytes of address space; a picture of 80 million pixels needs a third of it
@@ -36,11 +37,19 @@ WORKER = (sys.executable, "-P", "-c", "from imgsafety.isolate import work; work(
 PROBE = b"P6 1 1 255\n\0\0\0"
 
 
-def prepare(content: Any, limits: Limits, size: int, thorough: bool) -> list[Pixels]:
-    """Decode bytes, a PIL image or an array in this process. Raises `ImageError`."""
+def prepare(content: Any, limits: Limits, size: int, thorough: bool, detailed: bool = False) -> list[Pixels]:
+    """Decode bytes, a PIL image or an array in this process; if `detailed`, fill `Pixels.detail` of whole pictures.
+
+    Raises `ImageError`.
+    """
+    side = ZOOM * size if detailed else size
     try:
-        with contextlib.closing(iter_views(content, limits, size)) as views:  # a caller's image is free again in any case
-            return [Pixels(to_pixels(look, size), view.frame) for view in views for look in looks(view.image, thorough)]
+        with contextlib.closing(iter_views(content, limits, side)) as views:  # a caller's image is free again in any case
+            return [
+                Pixels(to_pixels(look, size), view.frame, to_pixels(look, side) if detailed and look is view.image else None)
+                for view in views
+                for look in looks(view.image, thorough)
+            ]
     except (ImageError, MemoryError):
         raise
     except Exception as problem:  # the resize is Pillow's, which raises nearly every class
@@ -79,7 +88,7 @@ class Workers:
         running = [slot.process for slot in self._slots]  # a copy: other threads replace them
         return tuple(process.pid for process in running if process is not None and process.poll() is None)
 
-    def prepare(self, data: bytes, limits: Limits, size: int, thorough: bool) -> list[Pixels]:
+    def prepare(self, data: bytes, limits: Limits, size: int, thorough: bool, detailed: bool = False) -> list[Pixels]:
         """Like the function `prepare`, in a worker that is killed after `limits.timeout` seconds. Raises `ImageError`."""
         slot = self._idle.get()
         try:
@@ -90,7 +99,7 @@ class Workers:
                 _end(slot)
                 process = slot.process = _start(self.memory)
             try:
-                return _ask(process, data, limits, size, thorough)
+                return _ask(process, data, {"limits": asdict(limits), "size": size, "thorough": thorough, "detailed": detailed})
             finally:
                 if process.poll() is not None:
                     _end(slot)
@@ -128,26 +137,26 @@ def _end_all(slots: tuple[_Slot, ...]) -> None:
         _end(slot)
 
 
-def _ask(process: subprocess.Popen[bytes], data: bytes, limits: Limits, size: int, thorough: bool) -> list[Pixels]:
+def _ask(process: subprocess.Popen[bytes], data: bytes, task: dict[str, Any]) -> list[Pixels]:
     """Send one task and read its answer; whatever breaks off kills the worker and becomes an `ImageError`."""
     assert process.stdin is not None and process.stdout is not None  # noqa: S101  # for the type checker: both are pipes
-    task = {"bytes": len(data), "limits": asdict(limits), "size": size, "thorough": thorough}
+    timeout: float = task["limits"]["timeout"]
     started = time.monotonic()
-    timer = threading.Timer(limits.timeout, process.kill)
+    timer = threading.Timer(timeout, process.kill)
     timer.daemon = True
     timer.start()
     try:
-        process.stdin.write(json.dumps(task).encode() + b"\n" + data)
+        process.stdin.write(json.dumps(task | {"bytes": len(data)}).encode() + b"\n" + data)
         process.stdin.flush()
-        return _read_answer(process.stdout, size)
+        return _read_answer(process.stdout, task["size"])
     except ImageError:
         raise
     except Exception as problem:  # a worker that was taken over may answer anything
         process.kill()
-        raise ImageError(_obituary(process, time.monotonic() - started, limits.timeout, problem)) from problem
+        raise ImageError(_obituary(process, time.monotonic() - started, timeout, problem)) from problem
     finally:
         timer.cancel()
-        if time.monotonic() - started >= limits.timeout:  # the timer may be at it: never leave half a worker to the next picture
+        if time.monotonic() - started >= timeout:  # the timer may be at it: never leave half a worker to the next picture
             process.kill()
             process.wait()
 
@@ -157,12 +166,16 @@ def _read_answer(pipe: Any, size: int) -> list[Pixels]:
     if answer["error"] is not None:
         raise ImageError(str(answer["error"]))
     frames = []
-    for index in answer["frames"]:
-        rgb = np.frombuffer(pipe.read(size * size * 3), np.uint8).reshape(size, size, 3)
-        frames.append(Pixels(rgb, None if index is None else int(index)))
+    for index, detailed in answer["frames"]:
+        rgb, detail = _read_square(pipe, size), _read_square(pipe, ZOOM * size) if detailed else None
+        frames.append(Pixels(rgb, None if index is None else int(index), detail))
     if not frames:
         raise ValueError("no frames")
     return frames
+
+
+def _read_square(pipe: Any, side: int) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(pipe.read(side * side * 3), np.uint8).reshape(side, side, 3)
 
 
 def _obituary(process: subprocess.Popen[bytes], seconds: float, timeout: float, problem: Exception) -> str:
@@ -202,10 +215,13 @@ def _answer(answers: Any, data: bytes, task: dict[str, Any]) -> None:
     frames: list[Pixels] = []
     error = None
     try:
-        frames = prepare(data, Limits(**task["limits"]), task["size"], task["thorough"])
+        frames = prepare(data, Limits(**task["limits"]), task["size"], task["thorough"], task["detailed"])
     except (ImageError, MemoryError) as problem:
         error = str(problem) or "not enough memory"
-    answers.write(json.dumps({"error": error, "frames": [frame.frame for frame in frames]}).encode() + b"\n")
+    about = [(frame.frame, frame.detail is not None) for frame in frames]
+    answers.write(json.dumps({"error": error, "frames": about}).encode() + b"\n")
     for frame in frames:
         answers.write(frame.rgb.tobytes())
+        if frame.detail is not None:
+            answers.write(frame.detail.tobytes())
     answers.flush()

@@ -16,7 +16,10 @@ a score that is missing or not finite must not read as "below the threshold"; it
     [cascade]                                # for `Scanner(cascade=True)`: all below in the first look settle a picture
     exposed = 0.02
 
-    [thorough.tile]                          # for `Scanner(thorough=True)`: in a tile, rules ask for at least this
+    [zoom]                                   # half of the picture is looked at more closely; there, rules ask for at least this
+    minimal_attire = 0.8
+
+    [thorough.turn]                          # for `Scanner(thorough=True)`: in a turned picture, rules ask for at least this
     exposed = 0.9
 """
 
@@ -35,6 +38,7 @@ from imgsafety.result import SEVERITY, Decision, Reason, Scores, Verdict
 
 FOLDER = Path(__file__).parent / "policies"
 # A rule may only make things graver; `label` names a reason and leaves the decision as it is.
+DISGUISES = tuple(dict.fromkeys(LOOKS[2:]))  # looks that only a thorough scan takes
 OUTCOMES: dict[str, Decision] = {"label": "allow", "review": "review", "block": "block"}
 
 
@@ -56,8 +60,8 @@ class Policy:
 
     cascade: score name to the value below which a first look at few pixels settles that no rule will fire; empty
     when the policy was not calibrated for that. model_sha256: of the model's file that it was calibrated for; empty when
-    it was not calibrated. thorough: look (`tile`, `turn`, `negative`) to score name to the least value that fires
-    there, where a rule asks for less.
+    it was not calibrated. zoom: score name to the least value that fires in a zoom, where a rule asks for less; empty when
+    the policy asks for no zoom. thorough: the same for looks of a thorough scan (`turn`, `negative`), by look.
     """
 
     name: str
@@ -67,16 +71,17 @@ class Policy:
     cascade: Mapping[str, float] = field(default_factory=dict)
     model_sha256: str = ""
     thorough: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    zoom: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def score_names(self) -> frozenset[str]:
         """Every score that the policy names."""
         tables = [table for rule in self.rules for table in (rule.when, rule.before_below)]
-        return frozenset(name for table in (*tables, self.cascade, *self.thorough.values()) for name in table)
+        return frozenset(name for table in (*tables, self.cascade, self.zoom, *self.thorough.values()) for name in table)
 
     def for_look(self, look: str) -> "Policy":
-        """The policy for one look of a thorough scan: in a tile, turn or negative, rules may ask for more than in the whole."""
-        least = self.thorough.get(look, {})
+        """The policy for one look, a name of `preprocess.LOOKS`: elsewhere, rules may ask for more than in the whole."""
+        least = {"zoom": self.zoom, **self.thorough}.get(look, {})
         rules = (
             replace(rule, when={name: max(value, least.get(name, 0.0)) for name, value in rule.when.items()}) for rule in self.rules
         )
@@ -106,7 +111,7 @@ def parse_policy(text: str, where: str = "policy") -> Policy:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as problem:  # ValueError: also a number of 5,000 digits
         raise PolicyError(f"{where}: not TOML: {problem}") from problem
-    if unknown := set(table) - {"name", "model", "rules", "cascade", "thorough", "calibration"}:
+    if unknown := set(table) - {"name", "model", "rules", "cascade", "zoom", "thorough", "calibration"}:
         raise PolicyError(f"{where}: unknown key {sorted(unknown)[0]!r}")
     entries = table.get("rules")
     if not isinstance(entries, list) or not entries:
@@ -115,16 +120,17 @@ def parse_policy(text: str, where: str = "policy") -> Policy:
     if len({rule.name for rule in rules}) != len(rules):
         raise PolicyError(f"{where}: two rules have the same name")
     digest = hashlib.sha256(text.encode()).hexdigest()
-    cascade = _thresholds(table["cascade"], f"{where}: cascade") if "cascade" in table else {}
+    cascade, zoom = (_thresholds(table[key], f"{where}: {key}") if key in table else {} for key in ("cascade", "zoom"))
     thorough = table.get("thorough", {})
-    if not isinstance(thorough, dict) or not thorough.keys() <= set(LOOKS[1:]):
-        raise PolicyError(f"{where}: thorough must be a table of {', '.join(dict.fromkeys(LOOKS[1:]))}")
+    if not isinstance(thorough, dict) or not thorough.keys() <= set(DISGUISES):
+        raise PolicyError(f"{where}: thorough must be a table of {', '.join(DISGUISES)}")
     thorough = {look: _thresholds(values, f"{where}: thorough.{look}") for look, values in thorough.items()}
     calibration = table.get("calibration", {})
     if not isinstance(calibration, dict):
         raise PolicyError(f"{where}: calibration must be a table")
     model_sha256 = _text(calibration, "model_sha256", where) if "model_sha256" in calibration else ""
-    return Policy(_text(table, "name", where), _text(table, "model", where), rules, digest, cascade, model_sha256, thorough)
+    name, model = _text(table, "name", where), _text(table, "model", where)
+    return Policy(name, model, rules, digest, cascade, model_sha256, thorough, zoom)
 
 
 def _parse_rule(entry: Any, where: str) -> Rule:

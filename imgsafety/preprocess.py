@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 # A large picture is first reduced by whole steps (averaging blocks of pixels, JPEG while decoding), as long as this many times
 # the model's side is left: a third of the time of filtering all pixels; few verdicts change, either way (docs/performance.md).
 REDUCING_MARGIN = 1.1
-TILE = 0.6  # of the picture's sides: four tiles overlap in the middle, so a person on a seam is whole in one
+ZOOM = 2  # how much larger a zoom shows its part of the picture
 TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
-LOOKS = ("whole", *("tile",) * 4, *("turn",) * len(TURNS), "negative")  # what a thorough scan looks at, in the order of `looks`
+LOOKS = ("whole", "zoom", *("turn",) * len(TURNS), "negative")  # what a thorough scan looks at, in this order
 
 
 def to_pixels(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
@@ -29,13 +29,12 @@ def shrink(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
 
 
 def looks(image: Image.Image, thorough: bool) -> list[Image.Image]:
-    """Return what is judged of one picture: itself, and if `thorough` four tiles, three turns and the negative of it.
+    """Return what is judged of one picture: itself, and if `thorough` also its turns and its negative (against disguise)."""
+    return [image, *(image.transpose(turn) for turn in TURNS), ImageOps.invert(image)] if thorough else [image]
 
-    Tiles find small people and cells of a collage, the others pictures that were turned or inverted to get through.
-    """
-    if not thorough:
-        return [image]
-    width, height = round(TILE * image.width), round(TILE * image.height)
-    corners = [(left, top) for top in (0, image.height - height) for left in (0, image.width - width)]
-    tiles = [image.crop((left, top, left + max(1, width), top + max(1, height))) for left, top in corners]
-    return [image, *tiles, *(image.transpose(turn) for turn in TURNS), ImageOps.invert(image)]
+
+def zoom(detail: npt.NDArray[np.uint8], corner: tuple[float, float]) -> npt.NDArray[np.uint8]:
+    """Cut `uint8 (side, side, 3)` out of a picture of `ZOOM` times that side; corner: top and left of the cut, in fractions."""
+    side = len(detail) // ZOOM
+    top, left = (round(at * len(detail)) for at in corner)
+    return detail[top : top + side, left : left + side]

@@ -24,11 +24,13 @@ SEVERITY: dict[str, int] = {"allow": 0, "review": 1, "undecided": 2, "block": 3}
 class Pixels:
     """One look at one frame, ready for the model.
 
-    rgb: uint8 (size, size, 3). frame: its index in an animation or batch, none for a still picture.
+    rgb: uint8 (size, size, 3). frame: its index in an animation or batch, none for a still picture. detail: the same look at
+    twice the side, where part of it may be looked at more closely; else none.
     """
 
     rgb: npt.NDArray[np.uint8]
     frame: int | None = None
+    detail: npt.NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True)

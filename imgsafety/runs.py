@@ -33,7 +33,7 @@ from imgsafety.spec import ModelSpec, from_json, to_json
 from imgsafety.store import Entry, Opinion, Seen, Store, split_columns
 
 DECIDE_BATCH = 1000
-THOROUGH = " ".join(LOOKS)  # as a setting of a run: its scores are of these looks, in this order
+KNOWN_LOOKS = (LOOKS[:1], LOOKS[:2], LOOKS)  # that the scores of a run can be of, in this order
 
 
 def scan_run(
@@ -86,8 +86,10 @@ def decide_run(store: Store, policy: Policy) -> None:
         raise SetupError(f"run {store.path} is empty: nothing was scanned into it")
     spec = from_json(store.fact("model")["spec"])
     check_fit(policy, spec.identity, score_names(spec), store.fact("model")["sha256"])
-    if store.fact("settings").get("thorough") not in (False, THOROUGH):
-        raise SetupError(f"run {store.path} was scanned with --thorough by a version that looks at pictures otherwise; scan again")
+    if (looks := _looks_taken(store)) not in KNOWN_LOOKS:
+        raise SetupError(f"run {store.path} was scanned by a version that looks at pictures otherwise; scan again")
+    if policy.zoom and "zoom" not in looks:
+        raise SetupError(f"run {store.path} was scanned with a policy that does not zoom; scan again with policy {policy.name!r}")
     if store.fact("settings").get("cascade"):
         raise SetupError(
             f"run {store.path} was scanned with --cascade: of what the first look settled it holds no scores that another "
@@ -105,7 +107,8 @@ def describe_run(scanner: Scanner, roots: list[str], selection: Selection) -> di
             "provider": session.provider,
             "frames": limits.frames,
             "max_pixels": limits.max_pixels,
-            "thorough": THOROUGH if scanner.thorough else False,
+            "thorough": scanner.thorough,
+            "looks": " ".join(scanner.looks),
             "cascade": scanner.cascade,
         },
         "selection": {"paths": roots, **asdict(selection)},
@@ -184,19 +187,25 @@ def _resolve(
 
 
 def _decided(store: Store, policy: Policy, spec: ModelSpec) -> Iterator[tuple[int, Result, int | None]]:
-    after, thorough = 0, bool(store.fact("settings").get("thorough"))
+    after, looks = 0, _looks_taken(store)
     while batch := store.pictures(after, DECIDE_BATCH):
         for id_, sha256, error, opinion in batch:
             outputs = split_columns(opinion.scores, store.heads)
             scores = tuple(read_out(spec, outputs, row) for row in range(len(opinion.scores)))
-            scored = Scored(None, sha256, opinion.frames, scores, None if scores else error, thorough=thorough)
+            scored = Scored(None, sha256, opinion.frames, scores, None if scores else error, looks_taken=looks)
             result, deciding = judge(policy, scored)
             yield id_, result, deciding
         after = batch[-1][0]
 
 
+def _looks_taken(store: Store) -> tuple[str, ...]:
+    """What the scores of each frame are looks at; nothing where an older version did not say it of a thorough scan."""
+    settings = store.fact("settings")
+    return tuple(settings.get("looks", "" if settings.get("thorough") else LOOKS[0]).split())
+
+
 def _describe_policy(policy: Policy) -> dict[str, Any]:
-    tables = {"cascade": policy.cascade, "thorough": policy.thorough}
+    tables = {"cascade": policy.cascade, "zoom": policy.zoom, "thorough": policy.thorough}
     rules = [asdict(rule) for rule in policy.rules]
     return {"name": policy.name, "model": policy.model, "sha256": policy.sha256, "rules": rules, **tables}
 

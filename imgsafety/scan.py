@@ -8,7 +8,7 @@ decoded picture per worker. What a reader would get wrong: nothing about a singl
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,18 +19,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from imgsafety import source
+from imgsafety import source, where
 from imgsafety.batching import MicroBatcher
 from imgsafety.decode import FRAMES, MAX_PIXELS, TIMEOUT, Limits
 from imgsafety.errors import ImageError, ModelError, SetupError
 from imgsafety.isolate import Workers, prepare
 from imgsafety.policy import Policy, check_fit, load_policy, settled
 from imgsafety.policy import decide as apply_policy
-from imgsafety.preprocess import LOOKS, shrink
+from imgsafety.preprocess import LOOKS, shrink, zoom
 from imgsafety.result import SEVERITY, Pixels, Result, Scores, Verdict, make_result
 from imgsafety.session import Session, score_names
 from imgsafety.tensor import split_tensor
-from imgsafety.where import boxes
 
 if TYPE_CHECKING:
     from imgsafety.selftest import SelfTest
@@ -58,9 +57,9 @@ class _Prepared:
 class Scored:
     """One item with the model's opinion of all that was looked at, or why there is none.
 
-    scores: one entry per frame of an animation, per ground under a transparent picture, per look of a thorough
-    scan. frames: the frame that each entry is of; none for a still picture. skipped: nobody wanted its scores.
-    thorough: the entries are the looks of each frame, in the order of `preprocess.LOOKS`.
+    scores: one entry per frame of an animation, per ground under a transparent picture, per look at each of these.
+    frames: the frame that each entry is of; none for a still picture. skipped: nobody wanted its scores.
+    looks_taken: what the entries of each are looks at, names of `preprocess.LOOKS` in that order.
     """
 
     path: str | None
@@ -69,12 +68,12 @@ class Scored:
     scores: tuple[Scores, ...] = ()
     error: str | None = None
     skipped: bool = False
-    thorough: bool = False
+    looks_taken: tuple[str, ...] = LOOKS[:1]
 
     @property
     def looks(self) -> tuple[str, ...]:
         """What each entry is a look at, a name of `preprocess.LOOKS`."""
-        return tuple(look for look, _ in zip(cycle(LOOKS if self.thorough else LOOKS[:1]), self.scores, strict=False))
+        return tuple(look for look, _ in zip(cycle(self.looks_taken), self.scores, strict=False))
 
 
 class Scanner:
@@ -83,10 +82,10 @@ class Scanner:
     model: path of an `.onnx` file; none is the shipped one. policy: name of a shipped policy, path of a TOML file, or
     a `Policy`; none is `default`. provider: `cpu`, `cuda` or `tensorrt`. batch_size: pictures per call of the model
     in `scan`. workers: threads in `scan`, by default one per core. frames: how many frames of an animation are
-    judged. max_pixels: larger pictures are `undecided` without being decoded. thorough: also judge tiles, turns and the
-    negative of each picture, at nine times the model's price; the worst look decides. cascade: `scan`, `score`, `submit` and
-    `acheck` first look at a fifth of the pixels, and where the policy says that this settles it, answer with those scores
-    (docs/performance.md has what is gained and missed: more on pictures unlike those it was calibrated on).
+    judged. max_pixels: larger pictures are `undecided` without being decoded. thorough: also judge turns and the negative of each
+    picture, at three times the model's price; the worst look decides. cascade: `scan`, `score`, `submit` and
+    `acheck` first look at a fifth of the pixels, and where the policy says that this settles it, answer with those scores;
+    nothing is zoomed into (docs/performance.md has what is gained and missed: more on pictures unlike those it was calibrated on).
     max_wait: seconds that `submit` and `acheck` may hold a picture back to judge it together with others'. isolate: decode
     files and bytes in worker processes, so that a decoder that crashes, hangs or takes all memory costs one picture (see
     docs/hostile.md for the price). timeout: seconds for decoding one picture, after which it is `undecided`; exact with
@@ -128,6 +127,9 @@ class Scanner:
         check_fit(self.policy, self.session.spec.identity, score_names(self.session.spec), self.session.sha256)
         if cascade:
             _check_cascade(self)
+        self.looks = LOOKS if thorough else LOOKS[:2] if self.policy.zoom and not cascade else LOOKS[:1]
+        if len(self.looks) > 1 and not self.session.has_maps:
+            raise SetupError(f"{self.session.path}: the model has no maps to tell where to zoom; export it again")
         self.isolated = Workers(self.workers) if isolate else None
         self._chunk = batch_size * (FIRST_LOOKS if cascade else 1)  # items that a worker takes at once
         self._batcher = MicroBatcher(self._judge_together, self.workers, self._chunk, max_wait)
@@ -278,36 +280,51 @@ class Scanner:
             return _Prepared(path, sha256, error=str(problem) or "not enough memory")
 
     def _pixels(self, content: bytes | Image.Image | npt.NDArray[Any]) -> list[Pixels]:
-        size = self.session.spec.size
+        size, zooms = self.session.spec.size, "zoom" in self.looks
         if self.isolated and isinstance(content, bytes):
-            return self.isolated.prepare(content, self.limits, size, self.thorough)
-        return prepare(content, self.limits, size, self.thorough)
+            return self.isolated.prepare(content, self.limits, size, self.thorough, zooms)
+        return prepare(content, self.limits, size, self.thorough, zooms)
 
     def _score(self, prepared: Sequence[_Prepared], session: Session, maps: bool, cascade: bool = False) -> list[Scored]:
         """Run all frames of all items together; if that fails, item by item, so that one cannot spoil others."""
         frames = [frame for one in prepared for frame in one.frames]
         try:
-            scores = iter(self._run_cascade(frames, session) if cascade else self._run(frames, session, maps))
+            scores = iter(self._run_cascade(frames, session) if cascade else self._run_looks(frames, session, maps))
         except ModelError as problem:
             if len(prepared) == 1:
                 return [self._scored(prepared[0], (), prepared[0].error or str(problem))]
             return [scored for one in prepared for scored in self._score([one], session, maps, cascade)]
         return [self._scored(one, tuple(islice(scores, len(one.frames))), one.error) for one in prepared]
 
-    def _scored(self, one: _Prepared, scores: tuple[Scores, ...], error: str | None) -> Scored:
-        frames = tuple(frame.frame for frame in one.frames[: len(scores)])
-        return Scored(one.path, one.sha256, frames, scores, error, one.skipped, self.thorough)
+    def _scored(self, one: _Prepared, seen: Sequence[tuple[Scores, ...]], error: str | None) -> Scored:
+        frames = tuple(frame.frame for frame, looks in zip(one.frames, seen, strict=False) for _ in looks)
+        scores = tuple(scores for looks in seen for scores in looks)
+        return Scored(one.path, one.sha256, frames, scores, error, one.skipped, self.looks)
 
-    def _run(self, frames: Sequence[Pixels], session: Session, maps: bool = False) -> list[Scores]:
-        return [scores for batch in _batches(frames, self.batch_size) for scores in session.run(batch, maps)]
+    def _run(
+        self, pixels: Sequence[npt.NDArray[np.uint8]], session: Session, maps: bool | Collection[str] = False
+    ) -> list[Scores]:
+        return [scores for batch in _batches(pixels, self.batch_size) for scores in session.run(batch, maps)]
 
-    def _run_cascade(self, frames: Sequence[Pixels], session: Session) -> list[Scores]:
+    def _run_looks(self, frames: Sequence[Pixels], session: Session, maps: bool) -> list[tuple[Scores, ...]]:
+        """Look at each, and once more and closer at what has a `detail`: at the half of it that most is to be seen in."""
+        details = {index: frame.detail for index, frame in enumerate(frames) if frame.detail is not None}
+        scores = self._run([frame.rgb for frame in frames], session, maps or (where.HEAD,) if details else maps)
+        corners = [where.focus(scores[index]) for index in details]
+        parts = [zoom(detail, corner) for detail, corner in zip(details.values(), corners, strict=True)]
+        closer = dict(zip(details, map(_placed, self._run(parts, session, maps), corners), strict=True))
+        if not maps:  # they only told where to look
+            scores = [replace(one, maps={}) for one in scores]
+        return [(one, closer[index]) if index in closer else (one,) for index, one in enumerate(scores)]
+
+    def _run_cascade(self, frames: Sequence[Pixels], session: Session) -> list[tuple[Scores, ...]]:
         """Look at fewer pixels first, and at all of them where that does not settle it."""
-        side, batches = session.spec.first_size, _batches(frames, self.batch_size * FIRST_LOOKS)
+        pixels = [frame.rgb for frame in frames]
+        side, batches = session.spec.first_size, _batches(pixels, self.batch_size * FIRST_LOOKS)
         first = [scores for batch in batches for scores in session.run(shrink(batch, side))]
         unsettled = [index for index, scores in enumerate(first) if not settled(self.policy, scores)]
-        second = dict(zip(unsettled, self._run([frames[index] for index in unsettled], session), strict=True))
-        return [second.get(index, scores) for index, scores in enumerate(first)]
+        second = dict(zip(unsettled, self._run([pixels[index] for index in unsettled], session), strict=True))
+        return [(second.get(index, scores),) for index, scores in enumerate(first)]
 
     def _decide(self, scored: Scored, before: Scored | None = None) -> Result:
         return judge(self.policy, scored, before)[0]
@@ -319,7 +336,7 @@ def judge(policy: Policy, scored: Scored, before: Scored | None = None) -> tuple
     The worst decides; against an edit's picture that came in (`before`), the worst pairing. Its other looks at the
     frame that decided add the rules that only they set off.
     """
-    cut_short = scored.thorough and len(scored.scores) % len(LOOKS)
+    cut_short = len(scored.scores) % len(scored.looks_taken)
     if scored.error or not scored.scores or cut_short:
         verdict = Verdict("undecided", error=scored.error or "no frame could be judged")
         return make_result(scored.path, scored.sha256, None, None, verdict), None
@@ -337,12 +354,12 @@ def judge(policy: Policy, scored: Scored, before: Scored | None = None) -> tuple
     named |= {reason.rule: reason for reason in verdict.reasons}
     verdict = replace(verdict, reasons=tuple(named[rule.name] for rule in policy.rules if rule.name in named))
     fired = {name for reason in verdict.reasons for name in reason.scores if name in scores.maps}
-    where = {name: boxes(scores.maps[name]) for name in sorted(fired)}
-    return make_result(scored.path, scored.sha256, scored.frames[index], scores, verdict, where), index
+    places = {name: where.boxes(scores.maps[name]) for name in sorted(fired)}
+    return make_result(scored.path, scored.sha256, scored.frames[index], scores, verdict, places), index
 
 
 def _per_frame(scored: Scored, look: str) -> Iterator[Scores]:
-    """The whole of each frame or, where it is more exposed, a look of this kind: a beach picture has harmless tiles."""
+    """The whole of each frame or, where it is more exposed, a look of this kind: a zoom may show little of a beach."""
     best: dict[int | None, Scores] = {}
     for kind, frame, scores in zip(scored.looks, scored.frames, scored.scores, strict=True):
         known = best.get(frame)
@@ -356,14 +373,19 @@ def _exposed(scores: Scores) -> float:
 
 
 def _gravity(verdict: Verdict, scores: Scores, look: str) -> tuple[int, int, bool, float]:
-    """Where no rule fires, the picture itself stands for its looks: a tile that did not count says nothing about it."""
+    """Where no rule fires, the picture itself stands for its looks: a zoom that did not count says nothing about it."""
     counts = bool(verdict.reasons) or look == LOOKS[0]
     return SEVERITY[verdict.decision], len(verdict.reasons), counts, _exposed(scores)
 
 
-def _batches(frames: Sequence[Pixels], size: int) -> Iterator[npt.NDArray[np.uint8]]:
-    for start in range(0, len(frames), size):
-        yield np.stack([frame.rgb for frame in frames[start : start + size]])
+def _batches(pixels: Sequence[npt.NDArray[np.uint8]], size: int) -> Iterator[npt.NDArray[np.uint8]]:
+    for start in range(0, len(pixels), size):
+        yield np.stack(pixels[start : start + size])
+
+
+def _placed(scores: Scores, corner: tuple[float, float]) -> Scores:
+    """A zoom's scores with maps of the whole picture."""
+    return replace(scores, maps={name: where.placed(grid, corner) for name, grid in scores.maps.items()})
 
 
 def _check_cascade(scanner: Scanner) -> None:

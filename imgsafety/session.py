@@ -7,7 +7,7 @@ NaN, and `nan >= threshold` is false, so everything would pass. `Session` refuse
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,10 @@ class Session:
         outputs = {output.name for output in self._runtime.get_outputs()}
         self.has_maps = all(head.name + MAP_SUFFIX in outputs for head in self.spec.heads)
 
-    def run(self, pixels: npt.NDArray[np.uint8], maps: bool = False) -> list[Scores]:
+    def run(self, pixels: npt.NDArray[np.uint8], maps: bool | Collection[str] = False) -> list[Scores]:
         """Judge `uint8 (batch, side, side, 3)`; one `Scores` per row, in order. side: `spec.size`, or `spec.first_size`.
 
-        maps: also fill `Scores.maps`; raises `ModelError` when the model was exported without them.
+        maps: also fill `Scores.maps`, of all heads or of those named; raises `ModelError` when the model was exported without.
         Raises `ModelError` when the model's answer is not a finite distribution.
         """
         size, first_size = self.spec.size, self.spec.first_size
@@ -72,7 +72,7 @@ class Session:
             raise ModelError(f"{self.path}: the model has no map outputs; export it again")
         names = [head.name for head in self.spec.heads]
         if maps:
-            names += [name + MAP_SUFFIX for name in names]
+            names += [name + MAP_SUFFIX for name in names if maps is True or name in maps]
         try:
             answers = self._runtime.run(names, {self._input: pixels})
         except Exception as problem:  # onnxruntime raises unrelated classes of its own, also on lack of memory

@@ -58,7 +58,7 @@ def scanner_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--thorough",
             is_flag=True,
-            help="Also judge tiles, turns and the negative of each picture: finds what is small or disguised, 9 times the price.",
+            help="Also judge turns and the negative of each picture: finds what was disguised, at three times the price.",
         ),
         click.option(
             "--isolate",

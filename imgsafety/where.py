@@ -1,4 +1,4 @@
-"""Maps to boxes: where in the picture a score comes from.
+"""Maps to places: which boxes a score comes from, and which half of the picture to look at more closely.
 
 In: a grid of shares (rows, columns) that sums to a score. Out: boxes in fractions of width and height.
 What a reader would get wrong: the boxes are as coarse as the map (a 7x7 grid at 224 pixels), and each place of the map has
@@ -7,10 +7,15 @@ seen far beyond its own cell. They say where to look, not where a body ends.
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
-from imgsafety.result import Box, Grid
+from imgsafety.preprocess import ZOOM
+from imgsafety.result import Box, Grid, Scores
 
+HEAD = "attire"  # whose evidence tells where to look more closely
 SHARE = 0.8  # boxes cover the fewest places that hold this share of the score
+FLOOR = 0.01  # of the evidence of nobody at a place: a place without any is not worth infinitely much
+TINY = 1e-12
 
 
 def boxes(grid: Grid) -> tuple[Box, ...]:
@@ -27,6 +32,39 @@ def boxes(grid: Grid) -> tuple[Box, ...]:
         )
         for island in found
     )
+
+
+def focus(scores: Scores) -> tuple[float, float]:
+    """Top and left, in fractions, of the half of the picture (half its height, half its width) that most is to be seen in.
+
+    scores: with the maps of `HEAD`. What counts is the share of each label's evidence that a place has, the graver the label
+    the more, whatever its probability: small people are found where the model is not sure of them.
+    """
+    maps = np.array([scores.maps[f"{HEAD}.{label}"] for label in scores.heads[HEAD]])  # (labels, rows, columns), nobody first
+    shares = maps / np.maximum(maps.sum(axis=(1, 2), keepdims=True), TINY)
+    graver = np.tensordot(np.arange(len(shares)), shares, axes=1) / (shares[0] + FLOOR)
+    rows, columns = graver.shape
+    fine = np.kron(graver, np.ones((ZOOM, ZOOM)))  # places of the zoom's own map
+    windows = sliding_window_view(fine, (rows, columns)) * np.outer(_hat(rows), _hat(columns))
+    row, column = np.unravel_index(np.argmax(windows.sum(axis=(2, 3))), windows.shape[:2])
+    return float(row) / (ZOOM * rows), float(column) / (ZOOM * columns)
+
+
+def _hat(count: int) -> npt.NDArray[np.float64]:
+    """Weights that rise to the middle: what is cut off at the edge of a zoom is seen badly."""
+    steps = np.arange(1.0, count + 1)
+    hat: npt.NDArray[np.float64] = np.minimum(steps, steps[::-1])
+    return hat
+
+
+def placed(grid: Grid, corner: tuple[float, float]) -> Grid:
+    """The map of a zoom as one of the whole picture, of twice as many places: nothing comes from where it did not look."""
+    plane = np.asarray(grid, dtype=np.float64)
+    rows, columns = plane.shape
+    top, left = round(corner[0] * ZOOM * rows), round(corner[1] * ZOOM * columns)
+    whole = np.zeros((ZOOM * rows, ZOOM * columns))
+    whole[top : top + rows, left : left + columns] = plane
+    return [[float(value) for value in line] for line in whole]
 
 
 def _carrying(plane: npt.NDArray[np.float64]) -> set[tuple[int, int]]:

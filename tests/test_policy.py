@@ -139,9 +139,10 @@ def test_a_policy_may_name_any_score_of_the_model():
         (POLICY.replace("minor = 0.3", 'minor = "high"'), "not a number from 0 to 1"),
         (POLICY.replace("minor = 0.3", "age.under_12 = 0.3"), "names with dots in quotes"),
         (POLICY.replace("before_below = { minimal_attire = 0.3 }", "before_below = {}"), "needs at least one"),
-        (POLICY + "[thorough]\nexposed = 0.5", "thorough must be a table of tile, turn, negative"),
-        (POLICY + "[thorough.tile]\nexposed = 1.5", "thorough.tile: threshold of 'exposed'"),
-        (POLICY + "[thorough.whole]\nexposed = 0.5", "thorough must be a table of tile, turn, negative"),
+        (POLICY + "[thorough]\nexposed = 0.5", "thorough must be a table of turn, negative"),
+        (POLICY + "[thorough.turn]\nexposed = 1.5", "thorough.turn: threshold of 'exposed'"),
+        (POLICY + "[zoom]\nexposed = 1.5", "zoom: threshold of 'exposed'"),
+        (POLICY + "[thorough.whole]\nexposed = 0.5", "thorough must be a table of turn, negative"),
     ],
 )
 def test_a_malformed_policy_says_what_is_wrong(wrong, message):
@@ -197,6 +198,6 @@ def test_a_look_asks_for_more_and_never_for_less():
         {"minimal_attire": 0.5},
         {"minimal_attire": 0.5},
     ]
-    assert policy.for_look("whole") is policy.for_look("tile") is policy
+    assert policy.for_look("whole") is policy.for_look("zoom") is policy
     with pytest.raises(PolicyError, match="exposed"):
         check_fit(policy, "toy 1", frozenset({"minor", "minimal_attire"}))

@@ -18,7 +18,9 @@ from tests.toy import POLICY
 
 SMALL_RED = Image.new("RGB", (320, 320), "black")
 SMALL_RED.paste((255, 0, 0), (0, 0, 55, 55))
-NOT_IN_A_TILE = "\n[thorough.tile]\nminimal_attire = 1.0\nexposed = 1.0\n"
+ZOOMS = "\n[zoom]\nminimal_attire = 0.5\n"
+NOT_IN_A_ZOOM = "\n[zoom]\nminimal_attire = 1.0\nexposed = 1.0\n"
+NOT_IN_A_TURN = NOT_IN_A_ZOOM.replace("zoom", "thorough.turn")
 
 
 def corner_picture() -> Image.Image:
@@ -54,25 +56,59 @@ def test_without_asking_there_are_no_maps(scanner: Scanner) -> None:
     assert "maps" not in result.to_dict()
 
 
-def test_thorough_finds_what_a_turn_or_tile_shows(toy_path: Path, toy_policy: Policy) -> None:
-    # The toy model needs half a place of its 4 x 4 grid in red; a tile enlarges the patch enough.
-    default, thorough = (Scanner(toy_path, toy_policy, thorough=more) for more in (False, True))
-    assert default.check(SMALL_RED).verdict == "allow"
-    assert thorough.check(SMALL_RED).verdict == "review"
+def test_a_zoom_finds_what_is_small(toy_path: Path, toy_policy: Policy) -> None:
+    # The toy model needs half a place of its 4 x 4 grid in red; a zoom enlarges the patch enough.
+    whole, thorough = (Scanner(toy_path, toy_policy, thorough=more) for more in (False, True))
+    zooms = Scanner(toy_path, parse_policy(POLICY + ZOOMS))
+    assert whole.check(SMALL_RED).verdict == "allow"
+    assert zooms.check(SMALL_RED).verdict == thorough.check(SMALL_RED).verdict == "review"
 
 
-def test_a_tile_counts_from_what_the_policy_asks_of_tiles(toy_path: Path) -> None:
-    strict = Scanner(toy_path, parse_policy(POLICY + NOT_IN_A_TILE), thorough=True)
+@pytest.mark.parametrize("turn", [None, *Image.Transpose])
+def test_a_zoom_finds_it_in_every_corner_on_every_way(toy_path: Path, tmp_path: Path, turn: Image.Transpose | None) -> None:
+    picture = SMALL_RED if turn is None else SMALL_RED.transpose(turn)
+    picture.save(tmp_path / "a.png")
+    isolated = Scanner(toy_path, parse_policy(POLICY + ZOOMS), isolate=True)
+    results = [*isolated.scan([tmp_path / "a.png"]), isolated.check(picture)]
+    isolated.close()
+    assert [result.verdict for result in results] == ["review", "review"]
+    assert results[0].minimal_attire == results[1].minimal_attire
+
+
+def test_maps_of_a_zoom_are_maps_of_the_whole_picture(toy_path: Path) -> None:
+    result = Scanner(toy_path, parse_policy(POLICY + ZOOMS)).check(SMALL_RED, maps=True)
+    grid = np.array(result.maps["minimal_attire"])
+    assert grid.shape == (8, 8) and grid[4:].sum() == grid[:, 4:].sum() == 0.0
+    assert result.minimal_attire == pytest.approx(grid.sum(), abs=1e-5)
+    left, top, right, bottom = result.boxes["minimal_attire"][0]
+    assert left == top == 0.0 and right <= 0.25 and bottom <= 0.25  # the patch ends at 0.17
+
+
+def test_a_zoom_counts_from_what_the_policy_asks_of_zooms(toy_path: Path) -> None:
+    strict = Scanner(toy_path, parse_policy(POLICY + NOT_IN_A_ZOOM))
     assert strict.check(SMALL_RED).verdict == "allow"
     assert strict.check(Image.new("RGB", (64, 64), "red")).verdict == "review"  # the whole counts as it always does
-    of_turns = Scanner(toy_path, parse_policy(POLICY + NOT_IN_A_TILE.replace("tile", "turn")), thorough=True)
+    of_turns = Scanner(toy_path, parse_policy(POLICY + NOT_IN_A_TURN), thorough=True)
     assert of_turns.check(SMALL_RED).verdict == "review"
+
+
+def test_a_run_without_zooms_is_not_decided_by_a_policy_that_zooms(toy_path: Path, tmp_path: Path) -> None:
+    SMALL_RED.save(tmp_path / "a.png")
+    with open_to_write(tmp_path / "run.sqlite") as store:
+        list(scan_run(Scanner(toy_path, parse_policy(POLICY)), store, [str(tmp_path / "a.png")]))
+        with pytest.raises(SetupError, match="does not zoom"):
+            decide_run(store, parse_policy(POLICY + ZOOMS))
+
+
+def test_the_cascade_does_not_zoom(toy_path: Path) -> None:
+    policy = parse_policy(POLICY + ZOOMS + "\n[cascade]\nminimal_attire = 0.0\nexposed = 0.0\n")
+    assert next(iter(Scanner(toy_path, policy, cascade=True).scan([SMALL_RED]))).verdict == "allow"
 
 
 def test_a_later_decision_knows_the_looks_of_a_thorough_run(toy_path: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     SMALL_RED.save(tmp_path / "pictures" / "a.png")
-    plain, strict = parse_policy(POLICY), parse_policy(POLICY + NOT_IN_A_TILE)
+    plain, strict = parse_policy(POLICY), parse_policy(POLICY + NOT_IN_A_ZOOM)
     with open_to_write(tmp_path / "run.sqlite") as store:
         found = scan_run(Scanner(toy_path, plain, thorough=True), store, [str(tmp_path / "pictures")])
         assert [result.verdict for result in found] == ["review"]
@@ -94,7 +130,7 @@ def looked_at(*scores: tuple[float, float, float], frames: int = 1) -> Scored:
     looks = [dict(zip(("minimal_attire", "exposed", "minor"), values, strict=True)) for values in scores]
     looks += [dict.fromkeys(looks[0], 0.0)] * (len(LOOKS) * frames - len(looks))
     numbers = tuple(index // len(LOOKS) if frames > 1 else None for index in range(len(looks)))
-    return Scored("a.png", None, numbers, tuple(Scores({}, named, None, None, None, {}) for named in looks), thorough=True)
+    return Scored("a.png", None, numbers, tuple(Scores({}, named, None, None, None, {}) for named in looks), looks_taken=LOOKS)
 
 
 def test_rules_that_other_looks_set_off_are_named_as_well() -> None:
@@ -102,15 +138,15 @@ def test_rules_that_other_looks_set_off_are_named_as_well() -> None:
     assert (result.verdict, [reason.rule for reason in result.reasons]) == ("block", ["minor-exposed", "minimal-attire"])
 
 
-def test_a_tile_that_does_not_count_says_nothing_about_the_picture() -> None:
-    result, deciding = judge(parse_policy(POLICY + NOT_IN_A_TILE), looked_at((0.1, 0.1, 0.0), (0.9, 0.9, 0.0)))
+def test_a_zoom_that_does_not_count_says_nothing_about_the_picture() -> None:
+    result, deciding = judge(parse_policy(POLICY + NOT_IN_A_ZOOM), looked_at((0.1, 0.1, 0.0), (0.9, 0.9, 0.0)))
     assert (result.verdict, result.minimal_attire, deciding) == ("allow", 0.1, 0)
 
 
 def test_the_second_frame_of_a_thorough_scan_begins_with_its_whole() -> None:
     nothing = (0.0, 0.0, 0.0)
     scored = looked_at(*[nothing] * len(LOOKS), (0.6, 0.6, 0.0), frames=2)
-    result, _ = judge(parse_policy(POLICY + NOT_IN_A_TILE.replace("tile", "negative")), scored)
+    result, _ = judge(parse_policy(POLICY + NOT_IN_A_ZOOM.replace("zoom", "thorough.negative")), scored)
     assert (result.verdict, result.frame) == ("review", 1)
 
 
@@ -123,7 +159,7 @@ def test_a_run_of_other_looks_is_not_decided_anew(toy_path: Path, tmp_path: Path
     SMALL_RED.save(tmp_path / "a.png")
     with open_to_write(tmp_path / "run.sqlite") as store:
         list(scan_run(Scanner(toy_path, parse_policy(POLICY), thorough=True), store, [str(tmp_path / "a.png")]))
-        store.set_facts({"settings": store.fact("settings") | {"thorough": " ".join(LOOKS[:-1])}})
+        store.set_facts({"settings": store.fact("settings") | {"looks": " ".join(LOOKS[:-1])}})
         with pytest.raises(SetupError, match="looks at pictures otherwise"):
             decide_run(store, parse_policy(POLICY))
 
@@ -134,7 +170,7 @@ def test_thorough_refuses_maps(toy_path: Path, toy_policy: Policy) -> None:
 
 
 def test_thorough_edit_of_an_exposed_picture_is_not_undressing(toy_path: Path, toy_policy: Policy) -> None:
-    # A tile of the picture that came in shows nobody; the whole of it is as exposed as what goes out.
+    # A turn of the picture that came in shows as much; the whole of it is as exposed as what goes out.
     picture = Image.new("RGB", (320, 320), "black")
     picture.paste((255, 0, 0), (0, 0, 100, 100))
     result = Scanner(toy_path, toy_policy, thorough=True).check_edit(picture, picture)

@@ -171,8 +171,8 @@ def calibrate(
         rules.append("[[rules]]\n" + "\n".join(lines))
     if scanner.session.spec.first_size and "cascade" in recipe:
         rules.append(_cascade(scanner, rows, data, recipe, target_miss, confidence, found))
-    if "thorough" in recipe:
-        rules += _thorough(open_scanner(scanner.session.path, thorough=True), rows, data, recipe["thorough"])
+    if "zoom" in recipe or "thorough" in recipe:
+        rules += _other_looks(open_scanner(scanner.session.path, thorough=True), rows, data, recipe)
     header = _header(scanner, data, name, recipe["about"], confidence, left_out)
     record = "\n".join(_record(promise, threshold) for promise, threshold in found.items())
     return header + "\n" + "\n\n".join(rules) + "\n\n# What each threshold promises, and the pictures it rests on.\n" + record
@@ -215,14 +215,15 @@ def _edits_threshold(scanner: Scanner, rows: Sequence[Row], data: Path, score: s
     return reached
 
 
-def _thorough(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict[str, float]) -> list[str]:
-    """The `[thorough]` tables: what a tile, turn or negative must score, so that these flag few pictures more."""
+def _other_looks(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict[str, Any]) -> list[str]:
+    """The `[zoom]` and `[thorough]` tables: what a zoom, turn or negative must score, so that these flag few pictures more."""
     scored = list(scanner.score(data / row.path for row in rows))
     origins = np.array([row.source for row in rows])
     tables = []
     for look in dict.fromkeys(LOOKS[1:]):
         lines = []
-        for score, share in recipe.items():
+        shares = recipe.get("zoom" if look == "zoom" else "thorough", {})
+        for score, share in shares.items():
             others = cases_of(rows, "when", score)[1]
             worst = [
                 max(scores.named[score] for kind, scores in zip(one.looks, one.scores, strict=True) if kind == look)
@@ -231,7 +232,8 @@ def _thorough(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict[st
             value = affordable_threshold(np.array(worst)[others], share, origins[others])
             rounded = min(_rounded(value, math.ceil), 1.0) if math.isfinite(value) else 1.0
             lines.append(f"{score} = {rounded}  # reached by at most {share:g} of other pictures, or of their origins on average")
-        tables.append(f"[thorough.{look}]\n" + "\n".join(lines))
+        if lines:
+            tables.append((f"[{look}]\n" if look == "zoom" else f"[thorough.{look}]\n") + "\n".join(lines))
     return tables
 
 
