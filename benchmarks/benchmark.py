@@ -28,9 +28,10 @@ from rich.table import Table
 
 from imgsafety import Scanner, find_images
 from imgsafety.decode import Limits, decode
-from imgsafety.preprocess import shrink, to_pixels
+from imgsafety.preprocess import ZOOM, shrink, to_pixels
 from imgsafety.scan import DEFAULT_BATCH_SIZE
 from imgsafety.session import Session
+from imgsafety.where import HEAD
 
 FIRST_VERDICT = "from imgsafety import Scanner; import sys; print(Scanner().check(sys.argv[1]).verdict)"
 # Linux keeps ru_maxrss of the parent across exec; VmHWM is the new process's own.
@@ -119,24 +120,26 @@ def throughput(files: list[Path], rounds: int, model: str | None, provider: str)
 
 
 def stages(files: list[Path], rounds: int, model: str | None, provider: str) -> dict[str, list[float]]:
-    """Milliseconds per picture of each stage, on one core."""
+    """Milliseconds per picture of each stage of a default scan, the zoom included, on one core; and of a first look."""
     session = Session(model, provider, threads=1)
     size, first_size, limits = session.spec.size, session.spec.first_size, Limits()
     data = [file.read_bytes() for file in files]
-    images = [decode(content, limits, size)[0].image for content in data]
+    side = ZOOM * size
+    images = [decode(content, limits, side)[0].image for content in data]
     pixels = np.stack([to_pixels(image, size) for image in images])
     steps: dict[str, Callable[[], object]] = {
         "read": lambda: [file.read_bytes() for file in files],
-        "decode": lambda: [decode(content, limits, size) for content in data],
-        "resize": lambda: [to_pixels(image, size) for image in images],
-        "model": lambda: [session.run(pixels[start : start + 16]) for start in range(0, len(pixels), 16)],
+        "decode": lambda: [decode(content, limits, side) for content in data],
+        "resize": lambda: [(to_pixels(image, size), to_pixels(image, side)) for image in images],
+        "whole": lambda: [session.run(pixels[start : start + 16], (HEAD,)) for start in range(0, len(pixels), 16)],
+        "zoom": lambda: [session.run(pixels[start : start + 16]) for start in range(0, len(pixels), 16)],
         "first look": lambda: [session.run(shrink(pixels[start : start + 16], first_size)) for start in range(0, len(pixels), 16)],
     }
     return {name: [1000 * value / len(files) for value in timed(step, rounds)] for name, step in steps.items()}
 
 
 def latency(files: list[Path], model: str | None, provider: str) -> dict[str, list[float]]:
-    """Milliseconds of single calls, all cores: from a path, from a PIL image in memory, and the model alone."""
+    """Milliseconds of single calls, all cores: from a path, from a PIL image in memory, and the model's two looks alone."""
     scanner = Scanner(model, provider=provider)
     images = [Image.open(file).convert("RGB") for file in files]
     pixels = [to_pixels(image, scanner.session.spec.size)[np.newaxis] for image in images]
@@ -144,7 +147,7 @@ def latency(files: list[Path], model: str | None, provider: str) -> dict[str, li
     return {
         "path": [1000 * once(lambda file=file: scanner.check(file)) for file in files],  # type: ignore[misc]
         "PIL image": [1000 * once(lambda image=image: scanner.check(image)) for image in images],  # type: ignore[misc]
-        "model alone": [1000 * once(lambda rgb=rgb: scanner.session.run(rgb)) for rgb in pixels],  # type: ignore[misc]
+        "model alone": [1000 * once(lambda rgb=rgb: [scanner.session.run(rgb) for _ in scanner.looks]) for rgb in pixels],  # type: ignore[misc]
     }
 
 

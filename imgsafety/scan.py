@@ -28,7 +28,7 @@ from imgsafety.policy import Policy, check_fit, load_policy, settled
 from imgsafety.policy import decide as apply_policy
 from imgsafety.preprocess import LOOKS, shrink, zoom
 from imgsafety.result import SEVERITY, Pixels, Result, Scores, Verdict, make_result
-from imgsafety.session import Session, score_names
+from imgsafety.session import Session, head_of, score_names
 from imgsafety.tensor import split_tensor
 
 if TYPE_CHECKING:
@@ -307,15 +307,19 @@ class Scanner:
         return [scores for batch in _batches(pixels, self.batch_size) for scores in session.run(batch, maps)]
 
     def _run_looks(self, frames: Sequence[Pixels], session: Session, maps: bool) -> list[tuple[Scores, ...]]:
-        """Look at each, and once more and closer at what has a `detail`: at the half of it that most is to be seen in."""
+        """Look at each, and once more and closer at what has a `detail`: at the half of it that most is to be seen in.
+
+        Where nothing stands out there, the first look stands for the second as well.
+        """
         details = {index: frame.detail for index, frame in enumerate(frames) if frame.detail is not None}
         scores = self._run([frame.rgb for frame in frames], session, maps or (where.HEAD,) if details else maps)
-        corners = [where.focus(scores[index]) for index in details]
-        parts = [zoom(detail, corner) for detail, corner in zip(details.values(), corners, strict=True)]
-        closer = dict(zip(details, map(_placed, self._run(parts, session, maps), corners), strict=True))
+        corners = {index: corner for index in details if (corner := where.focus(scores[index]))}
+        parts = [zoom(details[index], corner) for index, corner in corners.items()]
+        found = zip(corners.items(), self._run(parts, session, maps), strict=True)
+        closer = {index: _closer(scores[index], part, corner) for (index, corner), part in found}
         if not maps:  # they only told where to look
             scores = [replace(one, maps={}) for one in scores]
-        return [(one, closer[index]) if index in closer else (one,) for index, one in enumerate(scores)]
+        return [(one, closer.get(index, one)) if index in details else (one,) for index, one in enumerate(scores)]
 
     def _run_cascade(self, frames: Sequence[Pixels], session: Session) -> list[tuple[Scores, ...]]:
         """Look at fewer pixels first, and at all of them where that does not settle it."""
@@ -383,9 +387,12 @@ def _batches(pixels: Sequence[npt.NDArray[np.uint8]], size: int) -> Iterator[npt
         yield np.stack(pixels[start : start + size])
 
 
-def _placed(scores: Scores, corner: tuple[float, float]) -> Scores:
-    """A zoom's scores with maps of the whole picture."""
-    return replace(scores, maps={name: where.placed(grid, corner) for name, grid in scores.maps.items()})
+def _closer(whole: Scores, part: Scores, corner: tuple[float, float]) -> Scores:
+    """The whole's scores with the zoom's of attire. Not of age: somebody whose head is cut off looks young to the model."""
+    named = {name: part.named[name] for name in whole.named if head_of(name) == where.HEAD}
+    maps = {name: where.placed(part.maps[name], corner) for name in named if name in part.maps}
+    heads = {**whole.heads, where.HEAD: part.heads[where.HEAD]}
+    return replace(whole, heads=heads, named={**whole.named, **named}, maps={**whole.maps, **maps})
 
 
 def _check_cascade(scanner: Scanner) -> None:

@@ -165,6 +165,11 @@ ALIASES = {
 }
 
 
+def head_of(name: str) -> str:
+    """Return the name of the head that a score is of."""
+    return next((full for full, alias in ALIASES.items() if alias == name), name).split(".")[0]
+
+
 def score_names(spec: ModelSpec) -> frozenset[str]:
     """Return every score name that a policy may use with this model."""
     return frozenset(name for head in spec.heads for name in _sums(head)[0])

@@ -15,6 +15,7 @@ from imgsafety.result import Box, Grid, Scores
 HEAD = "attire"  # whose evidence tells where to look more closely
 SHARE = 0.8  # boxes cover the fewest places that hold this share of the score
 FLOOR = 0.01  # of the evidence of nobody at a place: a place without any is not worth infinitely much
+FOCUSED = 0.3  # least share of the gravest label's evidence in that half, a quarter of the places (docs/experiments.md)
 TINY = 1e-12
 
 
@@ -34,11 +35,12 @@ def boxes(grid: Grid) -> tuple[Box, ...]:
     )
 
 
-def focus(scores: Scores) -> tuple[float, float]:
+def focus(scores: Scores) -> tuple[float, float] | None:
     """Top and left, in fractions, of the half of the picture (half its height, half its width) that most is to be seen in.
 
-    scores: with the maps of `HEAD`. What counts is the share of each label's evidence that a place has, the graver the label
-    the more, whatever its probability: small people are found where the model is not sure of them.
+    None where the evidence is spread over the whole picture, so that nothing small can be meant. scores: with the maps of
+    `HEAD`. What counts is the share of each label's evidence that a place has, the graver the label the more, whatever its
+    probability: small people are found where the model is not sure of them.
     """
     maps = np.array([scores.maps[f"{HEAD}.{label}"] for label in scores.heads[HEAD]])  # (labels, rows, columns), nobody first
     shares = maps / np.maximum(maps.sum(axis=(1, 2), keepdims=True), TINY)
@@ -47,6 +49,9 @@ def focus(scores: Scores) -> tuple[float, float]:
     fine = np.kron(graver, np.ones((ZOOM, ZOOM)))  # places of the zoom's own map
     windows = sliding_window_view(fine, (rows, columns)) * np.outer(_hat(rows), _hat(columns))
     row, column = np.unravel_index(np.argmax(windows.sum(axis=(2, 3))), windows.shape[:2])
+    gravest = np.kron(shares[-1], np.ones((ZOOM, ZOOM)))[row : row + rows, column : column + columns].sum() / ZOOM**2
+    if gravest < FOCUSED:
+        return None
     return float(row) / (ZOOM * rows), float(column) / (ZOOM * columns)
 
 

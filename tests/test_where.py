@@ -183,3 +183,28 @@ def test_a_thorough_edit_is_undressing_where_the_default_one_is(toy_path: Path) 
     for thorough in (False, True):
         result = Scanner(toy_path, parse_policy(POLICY), thorough=thorough).check_edit(before, after)
         assert "undressed" in [reason.rule for reason in result.reasons]
+
+
+def test_where_nothing_stands_out_the_first_look_stands_for_the_zoom(toy_path: Path) -> None:
+    scanner = Scanner(toy_path, parse_policy(POLICY + ZOOMS))
+    plain, small = scanner.score([Image.new("RGB", (64, 64), "red"), SMALL_RED])
+    assert plain.looks == small.looks == LOOKS[:2]
+    assert plain.scores[0] == plain.scores[1]
+    assert small.scores[1].named["minimal_attire"] > small.scores[0].named["minimal_attire"]
+
+
+def test_a_zoom_answers_for_attire_alone(toy_path: Path) -> None:
+    # What it leaves out may be the head; the age is that of the whole picture.
+    picture = SMALL_RED.copy()
+    picture.paste((0, 0, 255), (60, 0, 110, 55))
+    (scored,) = Scanner(toy_path, parse_policy(POLICY + ZOOMS)).score([picture])
+    whole, closer = scored.scores
+    assert closer.heads["attire"] != whole.heads["attire"] and closer.named["exposed"] > whole.named["exposed"]
+    assert closer.heads["age"] == whole.heads["age"] and closer.named["minor"] == whole.named["minor"]
+
+
+def test_every_frame_has_a_zoom_of_its_own(toy_path: Path) -> None:
+    black = Image.new("RGB", SMALL_RED.size, "black")
+    frames = np.stack([np.asarray(picture) for picture in (black, SMALL_RED, black)])
+    result = Scanner(toy_path, parse_policy(POLICY + ZOOMS)).check(frames)
+    assert (result.verdict, result.frame) == ("review", 1)

@@ -31,6 +31,7 @@ from scipy import stats
 from imgsafety import Scanner, Scores
 from imgsafety.policy import parse_policy
 from imgsafety.preprocess import LOOKS
+from imgsafety.scan import Scored
 from training.heads import EXPOSED, OLDEST
 from training.manifest import ADULT, ATTIRE_VALUES, ManifestError, Row, check_sources, load_manifest, manifest_sha256
 from training.measure import Values, rate
@@ -153,6 +154,7 @@ def calibrate(
     rows = [row for row, _ in readable]
     asked = {score for rule in recipe["rules"] for key in CONDITIONS for score in rule.get(key, {})}
     scores = {name: _worst([looks for _, looks in readable], name) for name in asked}
+    zooming = open_scanner(scanner.session.path, zoom=True) if "zoom" in recipe else scanner
     found: dict[Promise, Threshold] = {}
     rules = []
     for rule in recipe["rules"]:
@@ -163,7 +165,7 @@ def calibrate(
                 edits = rule.get("edits", 1.0)
                 promise = (key, score, target_miss or miss, recipe["false_alarms"], edits)
                 if promise not in found:
-                    least = _edits_threshold(scanner, rows, data, score, edits) if key == "when" else -math.inf
+                    least = _edits_threshold(zooming, rows, data, score, edits) if key == "when" else -math.inf
                     found[promise] = _threshold(rows, scores[score], promise, confidence, least=least)
                 chosen[score] = found[promise].value
             if chosen:
@@ -205,7 +207,7 @@ def _cascade(
 
 
 def _edits_threshold(scanner: Scanner, rows: Sequence[Row], data: Path, score: str, share: float) -> float:
-    """What at most a share of the clothed pictures reach after any one of the edits that undress nobody."""
+    """What at most a share of the clothed pictures reach, in any look, after any one of the edits that undress nobody."""
     clothed = [row for row in rows if row.attire == "clothed"]
     reached = -math.inf
     for change in EDITS.values() if share < 1 else ():
@@ -225,16 +227,20 @@ def _other_looks(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict
         shares = recipe.get("zoom" if look == "zoom" else "thorough", {})
         for score, share in shares.items():
             others = cases_of(rows, "when", score)[1]
-            worst = [
-                max(scores.named[score] for kind, scores in zip(one.looks, one.scores, strict=True) if kind == look)
-                for one in scored
-            ]
+            worst = [_highest(one, look, score) for one in scored]
             value = affordable_threshold(np.array(worst)[others], share, origins[others])
             rounded = min(_rounded(value, math.ceil), 1.0) if math.isfinite(value) else 1.0
             lines.append(f"{score} = {rounded}  # reached by at most {share:g} of other pictures, or of their origins on average")
         if lines:
             tables.append((f"[{look}]\n" if look == "zoom" else f"[thorough.{look}]\n") + "\n".join(lines))
     return tables
+
+
+def _highest(scored: Scored, look: str, score: str) -> float:
+    """What a score reaches in any look of a kind; 0 where there was nothing to zoom into, which the whole answers for."""
+    seen = [scores for kind, scores in zip(scored.looks, scored.scores, strict=True) if kind == look]
+    wholes = {id(scores) for kind, scores in zip(scored.looks, scored.scores, strict=True) if kind == LOOKS[0]}
+    return max((scores.named[score] for scores in seen if id(scores) not in wholes), default=0.0)
 
 
 def cases_of(rows: Sequence[Row], key: str, score: str) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:

@@ -28,7 +28,6 @@ from training.tables import (
     edit_table,
     judged_tables,
     markdown,
-    threshold,
     verdict_table,
 )
 
@@ -67,7 +66,8 @@ def main(
     settings = load_settings(settings_path)
     if write and (left_out or quick or thorough or model or fold != "test" or policy_name != "default"):
         raise click.UsageError("--write is for all tables of the shipped model and policy on the test fold: no other choice")
-    policy, scanner = load_policy(policy_name), open_scanner(model)
+    policy = load_policy(policy_name)
+    scanner = open_scanner(model, zoom=bool(policy.zoom))
     session = scanner.session
     check_fit(policy, session.spec.identity, score_names(session.spec), session.sha256)
     if left_out:
@@ -117,9 +117,7 @@ def _write_operating_points(scanner: Scanner, measured: Measured) -> None:
     for name in shipped_policies():
         policy = load_policy(name)
         points[name] = {
-            "minimal-attire": _counts(
-                known.minimal >= threshold(policy, "minimal-attire", "minimal_attire"), known.column("attire") == "minimal"
-            ),
+            "minimal-attire": _counts(known.fired(policy, "minimal-attire"), known.column("attire") == "minimal"),
         }
     spec, session = scanner.session.spec, scanner.session
     content = {"model": spec.identity, "model_sha256": session.sha256, "policies": points}

@@ -35,7 +35,8 @@ FIRST_SHARE = 0.1  # of the picture's area that the first squares take; they shr
 @click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
 def main(data: Path, split: Path, model: Path | None, queries: int, most: int, settings_path: Path) -> None:
     rows = read_fold(data, split, "test", load_settings(settings_path).licences)
-    scanner, policy = open_scanner(model), load_policy("default")
+    policy = load_policy("default")
+    scanner = open_scanner(model, zoom=bool(policy.zoom))
     random = np.random.default_rng(0)
     minimal = some_rows(rows, np.array([row.attire == "minimal" for row in rows]), random, most)
     minors = some_rows(rows, np.array([row.minor and row.framing == "face" for row in rows]), random, most)
@@ -44,7 +45,8 @@ def main(data: Path, split: Path, model: Path | None, queries: int, most: int, s
         cells = [f"{levels} of 255"]
         for some, score, rule in ((minimal, "minimal_attire", "minimal-attire"), (minors, "minor", "minor-exposed")):
             limit = threshold(policy, rule, score)
-            lowest = search(scanner, read_pictures(some, data), score, limit, levels, queries)
+            closer = threshold(policy.for_look("zoom"), rule, score) if score == "minimal_attire" else math.inf
+            lowest = search(scanner, read_pictures(some, data), score, limit, levels, queries, closer)
             cells.append(str(rate(lowest < limit)))
         lines.append(tuple(cells))
     about = f"At most {most} pictures that score above the default policy's threshold as they are; at most {queries} queries each."
@@ -57,27 +59,40 @@ def read_pictures(rows: Sequence[Row], data: Path) -> list[Picture]:
     return [np.asarray(read_image(row, data)) for row in rows]
 
 
-def search(scanner: Scanner, pictures: Sequence[Picture], score: str, limit: float, levels: int, queries: int) -> Values:
-    """Return the lowest score found for each picture that scores at least `limit` as it is, `(found,)` in any order."""
-    random = np.random.default_rng(0)
-    start = _scores(scanner, pictures, score)
+def search(
+    scanner: Scanner,
+    pictures: Sequence[Picture],
+    score: str,
+    limit: float,
+    levels: int,
+    queries: int,
+    closer: float = math.inf,
+) -> Values:
+    """Return the lowest score found for each picture that scores at least `limit` as it is, `(found,)` in any order.
+
+    closer: the limit in a zoom, whose score counts in proportion; infinity where only the whole counts.
+    """
+    random, zoom_factor = np.random.default_rng(0), limit / closer
+    start = _scores(scanner, pictures, score, zoom_factor)
     originals = [picture for picture, value in zip(pictures, start, strict=True) if value >= limit]
     best = [_stripes(picture, levels, random) for picture in originals]
-    lowest = np.minimum(start[start >= limit], found := _scores(scanner, best, score))
+    lowest = np.minimum(start[start >= limit], found := _scores(scanner, best, score, zoom_factor))
     best = [tried if value <= low else picture for tried, picture, value, low in zip(best, originals, found, lowest, strict=True)]
     for query in range(2, queries + 1):
         open_ = np.flatnonzero(lowest >= limit)
         if not len(open_):
             break
         tried = [_square(best[index], originals[index], levels, query / queries, random) for index in open_]
-        for index, picture, value in zip(open_, tried, _scores(scanner, tried, score), strict=True):
+        for index, picture, value in zip(open_, tried, _scores(scanner, tried, score, zoom_factor), strict=True):
             if value < lowest[index]:
                 lowest[index], best[index] = value, picture
     return lowest
 
 
-def _scores(scanner: Scanner, pictures: Sequence[Picture], score: str) -> Values:
-    return np.array([one.scores[0].named[score] for one in scanner.score(pictures)])
+def _scores(scanner: Scanner, pictures: Sequence[Picture], score: str, zoom_factor: float) -> Values:
+    factors = {"whole": 1.0, "zoom": zoom_factor}
+    looks = (zip(one.looks, one.scores, strict=True) for one in scanner.score(pictures))
+    return np.array([max(factors[look] * scores.named[score] for look, scores in one) for one in looks])
 
 
 def _stripes(picture: Picture, levels: int, random: np.random.Generator) -> Picture:

@@ -1,7 +1,7 @@
 """Rows to scores, through the public API and the shipped file: what every figure is measured on."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from PIL import Image
 from imgsafety import Policy, Scanner, Scores
 from imgsafety.decode import Limits, decode
 from imgsafety.preprocess import shrink, to_pixels
+from imgsafety.scan import Scored
 from imgsafety.session import Session
 from training.heads import AGE, ATTIRE
 from training.manifest import Row
@@ -21,22 +22,24 @@ Change = Callable[[Image.Image], Image.Image]
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """One row of probabilities per manifest row and head; `(rows, labels)` float64 each."""
+    """One row of probabilities per manifest row and head; `(rows, labels)` float64 each. closer: the same of zooms, if any."""
 
     heads: dict[str, npt.NDArray[np.float64]]
+    closer: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
     def take(self, chosen: npt.NDArray[np.bool_]) -> "Answers":
         """Keep the rows where `chosen` is true."""
-        return Answers({name: values[chosen] for name, values in self.heads.items()})
+        return Answers(*({name: values[chosen] for name, values in part.items()} for part in (self.heads, self.closer)))
 
 
 # Of several looks at one picture (frames, grounds under a transparent one), the one that scores highest here answers for a head.
 WORST = {ATTIRE.name: "minimal_attire", AGE.name: "minor"}
 
 
-def open_scanner(model: Path | None, thorough: bool = False) -> Scanner:
-    """A scanner for any model, with a policy that asks nothing: here only scores matter."""
-    return Scanner(model, Policy("scores only", Session(model).spec.identity, ()), thorough=thorough)
+def open_scanner(model: Path | None, thorough: bool = False, zoom: bool = False) -> Scanner:
+    """A scanner for any model, with a policy that asks nothing, or only for zooms: here only scores matter."""
+    asks = {WORST[ATTIRE.name]: 0.0} if zoom else {}
+    return Scanner(model, Policy("scores only", Session(model).spec.identity, (), zoom=asks), thorough=thorough)
 
 
 def predict(scanner: Scanner, rows: Sequence[Row], folder: Path, change: Change | None = None) -> Answers:
@@ -48,11 +51,12 @@ def predict(scanner: Scanner, rows: Sequence[Row], folder: Path, change: Change 
     for row, one in zip(rows, scored, strict=True):
         if one.error:
             raise ValueError(f"{row.path}: {one.error}")
-    return _answers([one.scores for one in scored])
+    return Answers(_answers(scored, "whole"), _answers(scored, "zoom") if "zoom" in scanner.looks else {})
 
 
-def _answers(looks: Sequence[Sequence[Scores]]) -> Answers:
-    return Answers({head: np.array([_answer(one, head, name) for one in looks]) for head, name in WORST.items()})
+def _answers(scored: Sequence[Scored], kind: str) -> dict[str, npt.NDArray[np.float64]]:
+    looks = [[scores for look, scores in zip(one.looks, one.scores, strict=True) if look == kind] for one in scored]
+    return {head: np.array([_answer(one, head, name) for one in looks]) for head, name in WORST.items()}
 
 
 def _answer(looks: Sequence[Scores], head: str, name: str) -> list[float]:
@@ -74,4 +78,4 @@ def first_looks(scanner: Scanner, rows: Sequence[Row], data: Path) -> list[Score
 
 def first_answers(scanner: Scanner, rows: Sequence[Row], data: Path) -> Answers:
     """Like `predict`, for first looks."""
-    return _answers([[scores] for scores in first_looks(scanner, rows, data)])
+    return Answers(_answers([Scored(None, None, (None,), (scores,)) for scores in first_looks(scanner, rows, data)], "whole"))

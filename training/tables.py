@@ -5,14 +5,16 @@ What a reader would get wrong: all thresholds are those of the policy that is pa
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, repeat
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from imgsafety import Scanner, Scores
-from imgsafety.policy import Policy, decide, settled
+from imgsafety import Scanner
+from imgsafety.policy import Policy, settled
+from imgsafety.preprocess import LOOKS
+from imgsafety.scan import Scored, judge
 from imgsafety.session import read_out
 from imgsafety.spec import ModelSpec
 from training.heads import AGE, ATTIRE, HEADS
@@ -47,7 +49,7 @@ def markdown(tables: Iterable[Table]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Rows with their scores, each an array over rows; `age` is the expected apparent age in years."""
+    """Rows with their scores, each an array over rows: of the whole picture. `age` is the expected apparent age in years."""
 
     rows: Sequence[Row]
     answers: Answers
@@ -75,9 +77,17 @@ class Measured:
         """The labelled age where it is exact, else NaN."""
         return np.array([row.age[0] if row.age and row.age[0] == row.age[1] else np.nan for row in self.rows])
 
-    def scores(self) -> list[Scores]:
-        """What a policy can ask of each row."""
-        return [read_out(SPEC, self.answers.heads, row) for row in range(len(self.rows))]
+    def scored(self) -> list[Scored]:
+        """What a scanner knows of each row, the zoom included if there was one."""
+        parts = [part for part in (self.answers.heads, self.answers.closer) if part]
+        looks = [tuple(read_out(SPEC, part, row) for part in parts) for row in range(len(self.rows))]
+        return [Scored(None, None, (None,) * len(parts), one, looks_taken=LOOKS[: len(parts)]) for one in looks]
+
+    def fired(self, policy: Policy, *rules: str, before: Iterable[Scored | None] = repeat(None)) -> Mask:
+        """Which rows set off one of these rules (any, if none is named) in any look; before: of edits, what came in."""
+        judged = (judge(policy, after, first)[0] for after, first in zip(self.scored(), before, strict=False))
+        names = [{reason.rule for reason in result.reasons} for result in judged]
+        return np.array([bool(found & set(rules) if rules else found) for found in names], dtype=bool)
 
     def take(self, chosen: Mask) -> "Measured":
         """The rows where `chosen` is true."""
@@ -110,12 +120,13 @@ def attire_tables(all_rows: Measured, policy: Policy) -> Iterator[Table]:
     limit = threshold(policy, "minimal-attire", "minimal_attire")
     yield Table(
         f"Minimal attire: flagged at the shipped threshold {limit:g}",
-        "Misses among `minimal`, false alarms among all others, for each group of pictures.",
-        ("pictures", "missed", "falsely flagged"),
+        "Misses among `minimal`, false alarms among all others, for each group of pictures. "
+        "Last column: false alarms without the zoom.",
+        ("pictures", "missed", "falsely flagged", "by the whole alone"),
         [
-            (name, str(rate(part.minimal[hit] < limit)), str(rate(part.minimal[~hit] >= limit)))
+            (name, str(rate(~fired[hit])), str(rate(fired[~hit])), str(rate(part.minimal[~hit] >= limit)))
             for name, part in _groups(all_rows)
-            for hit in [part.column("attire") == "minimal"]
+            for hit, fired in [(part.column("attire") == "minimal", part.fired(policy, "minimal-attire"))]
         ],
     )
     yield from _levels(known)
@@ -282,9 +293,8 @@ def verdict_table(all_rows: Measured, policy: Policy) -> Table:
     rules = [rule.name for rule in policy.rules if not rule.before_below]
     rows = []
     for name, chosen in groups.items():
-        verdicts = [decide(policy, scores) for scores in all_rows.take(chosen).scores()]
-        fired = [{reason.rule for reason in verdict.reasons} for verdict in verdicts]
-        rows.append((name, *(str(rate(np.array([rule in names for names in fired], dtype=bool))) for rule in rules)))
+        part = all_rows.take(chosen)
+        rows.append((name, *(str(rate(part.fired(policy, rule))) for rule in rules)))
     return Table(f"Policy `{policy.name}`: which rules fire", "On held-out pictures.", ("pictures", *rules), rows)
 
 
@@ -314,13 +324,13 @@ def cascade_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: P
     attire = all_rows.column("attire")
     looks = first_looks(scanner, all_rows.rows, data)
     settles = np.array([settled(policy, scores) for scores in looks], dtype=bool)
-    fires = np.array([bool(decide(policy, scores).reasons) for scores in all_rows.scores()], dtype=bool)
+    fires = all_rows.fired(policy)
     groups = {"all": np.ones(len(attire), dtype=bool), **{label: attire == label for label in ATTIRE.labels}}
     scores, known = np.array([look.named["minimal_attire"] for look in looks]), attire != ""
     ranked = auroc_text(scores[attire == "minimal"], scores[known & (attire != "minimal")])
     yield Table(
         "Cascade: what the first look settles",
-        f"Policy `{policy.name}`. Lost: of the pictures that set off a rule on all pixels, those that a first look lets pass. "
+        f"Policy `{policy.name}`. Lost: of the pictures that set off a rule in a default scan, those that a first look lets pass. "
         f"At the first look the AUROC of minimal attire is {ranked}.",
         ("pictures", "settled", "lost"),
         [(name, str(rate(settles[chosen])), str(rate(settles[chosen & fires]))) for name, chosen in groups.items()],
@@ -333,14 +343,14 @@ def changed_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: P
     minimal, others = _minimal_and_others(all_rows.rows, random, most)
     ages = all_rows.exact_age
     minors, adults = some_rows(all_rows.rows, ages < ADULT, random, most), some_rows(all_rows.rows, ages >= 25, random, most)
-    limits = (threshold(policy, "minimal-attire", "minimal_attire"), threshold(policy, "minor-exposed", "minor"))
+    limit = threshold(policy, "minor-exposed", "minor")
 
     def score(make: Callable[[int], Change]) -> list[str]:
         cells = []
         for rows, minor, flagged in ((minimal, 0, False), (others, 0, True), (minors, 1, False), (adults, 1, True)):
             part = Measured(rows, predict(scanner, rows, data, _in_turn(make)))
-            scores = part.under(ADULT) if minor else part.minimal
-            cells.append(str(rate(scores >= limits[minor] if flagged else scores < limits[minor])))
+            fired = part.under(ADULT) >= limit if minor else part.fired(policy, "minimal-attire")
+            cells.append(str(rate(fired == flagged)))
         return cells
 
     columns = ("change", "minimal missed", "others flagged", "minors missed", "adults 25+ flagged")
@@ -415,31 +425,32 @@ def _tables_of_changes(
 
 def edit_table(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path) -> Table:
     """Pairs of pictures as an editor makes them: how often the rule `undressed` fires."""
-    rule = next(entry for entry in policy.rules if entry.name == "undressed")
-    after_limit, before_limit = rule.when["minimal_attire"], rule.before_below["minimal_attire"]
     people = np.isin(all_rows.column("framing"), ("scene", "figure"))
     clothed = all_rows.take((all_rows.column("attire") == "clothed") & people)
     minimal = all_rows.take(all_rows.column("attire") == "minimal")
     order = np.random.default_rng(0).permutation(len(clothed.rows))
 
-    def fired(before: Values, after: Values) -> str:
-        return str(rate((before < before_limit) & (after >= after_limit)))
+    def fires(before: Iterable[Scored], after: Measured) -> Mask:
+        return after.fired(policy, "undressed", before=before)
 
-    def edited(part: Measured, name: str) -> Values:
-        return Measured(part.rows, predict(scanner, part.rows, data, EDITS[name])).minimal
+    def edited(part: Measured, name: str) -> Measured:
+        return Measured(part.rows, predict(scanner, part.rows, data, EDITS[name]))
 
+    came_in = clothed.scored()
+    harmless, plain = came_in[int(np.argmin(clothed.minimal))], minimal.take(minimal.minimal == minimal.minimal.max())
+    found = fires(repeat(harmless), minimal)
     rows = [
         (
             "undressed: any clothed picture, any minimal one",
-            both_text(clothed.minimal < before_limit, minimal.minimal >= after_limit),
+            both_text(np.array([fires([first], plain)[0] for first in came_in]), found),
         ),
-        ("(minimal attire alone, for comparison)", str(rate(minimal.minimal >= after_limit))),
-        ("clothed, another clothed", fired(clothed.minimal, clothed.minimal[order])),
+        ("(its picture that goes out alone, for comparison)", str(rate(found))),
+        ("clothed, another clothed", str(rate(fires([came_in[index] for index in order], clothed)))),
     ]
     for name in EDITS:
         rows += [
-            (f"clothed, {name}", fired(clothed.minimal, edited(clothed, name))),
-            (f"minimal, {name}", fired(minimal.minimal, edited(minimal, name))),
+            (f"clothed, {name}", str(rate(fires(came_in, edited(clothed, name))))),
+            (f"minimal, {name}", str(rate(fires(minimal.scored(), edited(minimal, name))))),
         ]
     return Table("Edits: the rule `undressed`", "First picture: what came in. Second: what goes out.", ("pair", "fires"), rows)
 
