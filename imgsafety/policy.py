@@ -80,12 +80,17 @@ class Policy:
         return frozenset(name for table in (*tables, self.cascade, self.zoom, *self.thorough.values()) for name in table)
 
     def for_look(self, look: str) -> "Policy":
-        """The policy for one look, a name of `preprocess.LOOKS`: elsewhere, rules may ask for more than in the whole."""
+        """The policy for one look, a name of `preprocess.LOOKS`: elsewhere, rules may ask for more than in the whole.
+
+        A zoom is not asked about edits: it shows another part of what came in than of what goes out.
+        """
         least = {"zoom": self.zoom, **self.thorough}.get(look, {})
-        rules = (
-            replace(rule, when={name: max(value, least.get(name, 0.0)) for name, value in rule.when.items()}) for rule in self.rules
+        rules = tuple(
+            replace(rule, when={name: max(value, least.get(name, 0.0)) for name, value in rule.when.items()})
+            for rule in self.rules
+            if look != "zoom" or not rule.before_below
         )
-        return replace(self, rules=tuple(rules)) if least else self
+        return self if rules == self.rules else replace(self, rules=rules)
 
 
 def shipped_policies() -> tuple[str, ...]:

@@ -198,6 +198,6 @@ def test_a_look_asks_for_more_and_never_for_less():
         {"minimal_attire": 0.5},
         {"minimal_attire": 0.5},
     ]
-    assert policy.for_look("whole") is policy.for_look("zoom") is policy
+    assert policy.for_look("whole") is policy.for_look("negative") is policy
     with pytest.raises(PolicyError, match="exposed"):
         check_fit(policy, "toy 1", frozenset({"minor", "minimal_attire"}))

@@ -208,3 +208,10 @@ def test_every_frame_has_a_zoom_of_its_own(toy_path: Path) -> None:
     frames = np.stack([np.asarray(picture) for picture in (black, SMALL_RED, black)])
     result = Scanner(toy_path, parse_policy(POLICY + ZOOMS)).check(frames)
     assert (result.verdict, result.frame) == ("review", 1)
+
+
+def test_a_zoom_is_not_asked_about_edits(toy_path: Path) -> None:
+    # It would compare a part of one picture with another part of the other; what it shows is still sent to review.
+    before, after = Image.new("RGB", SMALL_RED.size, "black"), SMALL_RED
+    result = Scanner(toy_path, parse_policy(POLICY + ZOOMS)).check_edit(before, after)
+    assert (result.verdict, [reason.rule for reason in result.reasons]) == ("review", ["minimal-attire"])

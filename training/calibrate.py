@@ -154,7 +154,6 @@ def calibrate(
     rows = [row for row, _ in readable]
     asked = {score for rule in recipe["rules"] for key in CONDITIONS for score in rule.get(key, {})}
     scores = {name: _worst([looks for _, looks in readable], name) for name in asked}
-    zooming = open_scanner(scanner.session.path, zoom=True) if "zoom" in recipe else scanner
     found: dict[Promise, Threshold] = {}
     rules = []
     for rule in recipe["rules"]:
@@ -165,7 +164,7 @@ def calibrate(
                 edits = rule.get("edits", 1.0)
                 promise = (key, score, target_miss or miss, recipe["false_alarms"], edits)
                 if promise not in found:
-                    least = _edits_threshold(zooming, rows, data, score, edits) if key == "when" else -math.inf
+                    least = _edits_threshold(scanner, rows, data, score, edits) if key == "when" else -math.inf
                     found[promise] = _threshold(rows, scores[score], promise, confidence, least=least)
                 chosen[score] = found[promise].value
             if chosen:
@@ -207,7 +206,7 @@ def _cascade(
 
 
 def _edits_threshold(scanner: Scanner, rows: Sequence[Row], data: Path, score: str, share: float) -> float:
-    """What at most a share of the clothed pictures reach, in any look, after any one of the edits that undress nobody."""
+    """What at most a share of the clothed pictures reach after any one of the edits that undress nobody."""
     clothed = [row for row in rows if row.attire == "clothed"]
     reached = -math.inf
     for change in EDITS.values() if share < 1 else ():
