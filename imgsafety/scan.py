@@ -83,7 +83,7 @@ class Scanner:
     a `Policy`; none is `default`. provider: `cpu`, `cuda` or `tensorrt`. batch_size: pictures per call of the model
     in `scan`. workers: threads in `scan`, by default one per core. frames: how many frames of an animation are
     judged. max_pixels: larger pictures are `undecided` without being decoded. thorough: also judge turns and the negative of each
-    picture, at three times the model's price; the worst look decides. cascade: `scan`, `score`, `submit` and
+    picture, with five or six looks instead of one or two; the worst decides. cascade: `scan`, `score`, `submit` and
     `acheck` first look at a fifth of the pixels, and where the policy says that this settles it, answer with those scores;
     nothing is zoomed into (docs/performance.md has what is gained and missed: more on pictures unlike those it was calibrated on).
     max_wait: seconds that `submit` and `acheck` may hold a picture back to judge it together with others'. isolate: decode

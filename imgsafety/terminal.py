@@ -58,7 +58,7 @@ def scanner_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--thorough",
             is_flag=True,
-            help="Also judge turns and the negative of each picture: finds what was disguised, at three times the price.",
+            help="Also judge turns and the negative of each picture: finds what was disguised, with 5 or 6 looks, not 1 or 2.",
         ),
         click.option(
             "--isolate",
