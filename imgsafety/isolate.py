@@ -26,8 +26,8 @@ import numpy.typing as npt
 
 from imgsafety.decode import Limits, iter_views
 from imgsafety.errors import ImageError, SetupError
-from imgsafety.preprocess import ZOOM, looks, to_pixels
-from imgsafety.result import Pixels
+from imgsafety.preprocess import REDUCING_MARGIN, ZOOM, looks, to_detail, to_pixels
+from imgsafety.result import Detail, Pixels
 
 MEMORY = 4 * 1024**3  # bytes of address space; a picture of 80 million pixels needs a third of it
 MAX_LINE = 1 << 20  # bytes of the JSON that a worker may answer
@@ -46,7 +46,7 @@ def prepare(content: Any, limits: Limits, size: int, thorough: bool, detailed: b
     try:
         with contextlib.closing(iter_views(content, limits, side)) as views:  # a caller's image is free again in any case
             return [
-                Pixels(to_pixels(look, size), view.frame, to_pixels(look, side) if detailed and look is view.image else None)
+                Pixels(to_pixels(look, size), view.frame, to_detail(look, size) if detailed and look is view.image else None)
                 for view in views
                 for look in looks(view.image, thorough)
             ]
@@ -166,16 +166,22 @@ def _read_answer(pipe: Any, size: int) -> list[Pixels]:
     if answer["error"] is not None:
         raise ImageError(str(answer["error"]))
     frames = []
-    for index, detailed in answer["frames"]:
-        rgb, detail = _read_square(pipe, size), _read_square(pipe, ZOOM * size) if detailed else None
+    most = 2 * math.ceil(ZOOM * REDUCING_MARGIN * size)  # rows and columns of a `Detail`
+    for index, about in answer["frames"]:
+        rgb, detail = _read_pixels(pipe, size, size), None
+        if about is not None:
+            rows, columns, height, width = about
+            if not (0 < height <= rows <= most and 0 < width <= columns <= most):
+                raise ValueError(f"a picture of {rows} x {columns} pixels")
+            detail = Detail(_read_pixels(pipe, rows, columns), height, width)
         frames.append(Pixels(rgb, None if index is None else int(index), detail))
     if not frames:
         raise ValueError("no frames")
     return frames
 
 
-def _read_square(pipe: Any, side: int) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(pipe.read(side * side * 3), np.uint8).reshape(side, side, 3)
+def _read_pixels(pipe: Any, rows: int, columns: int) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(pipe.read(rows * columns * 3), np.uint8).reshape(rows, columns, 3)
 
 
 def _obituary(process: subprocess.Popen[bytes], seconds: float, timeout: float, problem: Exception) -> str:
@@ -218,10 +224,11 @@ def _answer(answers: Any, data: bytes, task: dict[str, Any]) -> None:
         frames = prepare(data, Limits(**task["limits"]), task["size"], task["thorough"], task["detailed"])
     except (ImageError, MemoryError) as problem:
         error = str(problem) or "not enough memory"
-    about = [(frame.frame, frame.detail is not None) for frame in frames]
+    details = [frame.detail and (*frame.detail.rgb.shape[:2], frame.detail.height, frame.detail.width) for frame in frames]
+    about = [(frame.frame, detail) for frame, detail in zip(frames, details, strict=True)]
     answers.write(json.dumps({"error": error, "frames": about}).encode() + b"\n")
     for frame in frames:
         answers.write(frame.rgb.tobytes())
         if frame.detail is not None:
-            answers.write(frame.detail.tobytes())
+            answers.write(frame.detail.rgb.tobytes())
     answers.flush()

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from imgsafety.result import Detail
+
 # A large picture is first reduced by whole steps (averaging blocks of pixels, JPEG while decoding), as long as this many times
 # the model's side is left: a third of the time of filtering all pixels; few verdicts change, either way (docs/performance.md).
 REDUCING_MARGIN = 1.1
@@ -33,8 +35,18 @@ def looks(image: Image.Image, thorough: bool) -> list[Image.Image]:
     return [image, *(image.transpose(turn) for turn in TURNS), ImageOps.invert(image)] if thorough else [image]
 
 
-def zoom(detail: npt.NDArray[np.uint8], corner: tuple[float, float]) -> npt.NDArray[np.uint8]:
-    """Cut `uint8 (side, side, 3)` out of a picture of `ZOOM` times that side; corner: top and left of the cut, in fractions."""
-    side = len(detail) // ZOOM
-    top, left = (round(at * len(detail)) for at in corner)
-    return detail[top : top + side, left : left + side]
+def to_detail(image: Image.Image, size: int) -> Detail:
+    """Reduce an RGB image by whole steps, as `to_pixels` does first, to no less than a zoom of this size needs."""
+    across, down = (max(1, int(side / (ZOOM * size) / REDUCING_MARGIN)) for side in image.size)
+    reduced = image.reduce((across, down)) if max(across, down) > 1 else image
+    return Detail(np.asarray(reduced, dtype=np.uint8), image.height / down, image.width / across)
+
+
+def zoom(detail: Detail, corner: tuple[float, float], size: int) -> npt.NDArray[np.uint8]:
+    """Return what `to_pixels` makes of a picture at `ZOOM` times the size, only this part: `uint8 (size, size, 3)`.
+
+    corner: top and left of the part, in fractions of the picture.
+    """
+    top, left = corner[0] * detail.height, corner[1] * detail.width
+    box = (left, top, left + detail.width / ZOOM, top + detail.height / ZOOM)
+    return np.asarray(Image.fromarray(detail.rgb).resize((size, size), Image.Resampling.BILINEAR, box=box), dtype=np.uint8)

@@ -24,13 +24,26 @@ SEVERITY: dict[str, int] = {"allow": 0, "review": 1, "undecided": 2, "block": 3}
 class Pixels:
     """One look at one frame, ready for the model.
 
-    rgb: uint8 (size, size, 3). frame: its index in an animation or batch, none for a still picture. detail: the same look at
-    twice the side, where part of it may be looked at more closely; else none.
+    rgb: uint8 (size, size, 3). frame: its index in an animation or batch, none for a still picture. detail: what part of it can
+    be looked at more closely in; else none.
     """
 
     rgb: npt.NDArray[np.uint8]
     frame: int | None = None
-    detail: npt.NDArray[np.uint8] | None = None
+    detail: "Detail | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """A picture with enough pixels to zoom into, reduced by whole steps.
+
+    rgb: uint8 (rows, columns, 3), not squeezed. height, width: of the picture in these pixels; the last row and column may
+    stand for less than a whole one.
+    """
+
+    rgb: npt.NDArray[np.uint8]
+    height: float
+    width: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -314,7 +314,7 @@ class Scanner:
         details = {index: frame.detail for index, frame in enumerate(frames) if frame.detail is not None}
         scores = self._run([frame.rgb for frame in frames], session, maps or (where.HEAD,) if details else maps)
         corners = {index: corner for index in details if (corner := where.focus(scores[index]))}
-        parts = [zoom(details[index], corner) for index, corner in corners.items()]
+        parts = [zoom(details[index], corner, session.spec.size) for index, corner in corners.items()]
         found = zip(corners.items(), self._run(parts, session, maps), strict=True)
         closer = {index: _closer(scores[index], part, corner) for (index, corner), part in found}
         if not maps:  # they only told where to look

@@ -42,11 +42,18 @@ def noise():
     "data", [encoded(noise(), "PNG"), animation("GIF", [RED, GREEN, RED]), encoded(noise().convert("LA"), "PNG")]
 )
 @pytest.mark.parametrize("thorough", [False, True])
-def test_a_worker_prepares_the_same_frames(isolated, data, thorough):
-    here = prepare(data, Limits(), SIZE, thorough)
-    there = isolated.isolated.prepare(data, Limits(), SIZE, thorough)
+@pytest.mark.parametrize("detailed", [False, True])
+def test_a_worker_prepares_the_same_frames(isolated, data, thorough, detailed):
+    here = prepare(data, Limits(), SIZE, thorough, detailed)
+    there = isolated.isolated.prepare(data, Limits(), SIZE, thorough, detailed)
     assert [frame.frame for frame in here] == [frame.frame for frame in there]
     assert all(np.array_equal(one.rgb, other.rgb) for one, other in zip(here, there, strict=True))
+    details = [(one.detail, other.detail) for one, other in zip(here, there, strict=True)]
+    assert any(one for one, _ in details) == detailed
+    for one, other in details:
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert np.array_equal(one.rgb, other.rgb) and (one.height, one.width) == (other.height, other.width)
 
 
 def test_verdicts_are_those_of_a_plain_scanner(isolated, scanner, folder):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgsafety.preprocess import to_pixels
+from imgsafety.preprocess import ZOOM, to_detail, to_pixels, zoom
 
 
 @pytest.mark.parametrize("size", [(1, 1), (640, 480), (3, 2000), (32, 32)])
@@ -30,3 +30,14 @@ def test_detail_is_averaged_not_skipped():
 def test_a_picture_of_the_right_size_is_not_touched():
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
     assert np.array_equal(to_pixels(Image.fromarray(pixels), 32), pixels)
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (320, 240), (1501, 2003), (985, 12), (3, 2)])
+def test_a_zoom_is_a_part_of_the_picture_at_twice_the_side(size):
+    rows, columns = np.indices(size[::-1])
+    waves = np.stack([127 + 120 * np.sin(rows / 9), 127 + 120 * np.sin(columns / 7), (rows + columns) % 256], axis=2)
+    image = Image.fromarray(waves.astype(np.uint8))
+    whole, detail = to_pixels(image, ZOOM * 64).astype(int), to_detail(image, 64)
+    for top, left in ((0, 0), (10, 64), (64, 30)):
+        part = zoom(detail, (top / 128, left / 128), 64)
+        assert np.abs(part - whole[top : top + 64, left : left + 64]).max() <= 2  # of 255: rounding
