@@ -128,8 +128,8 @@ class Scanner:
         if cascade:
             _check_cascade(self)
         self.looks = LOOKS if thorough else LOOKS[:2] if self.policy.zoom and not cascade else LOOKS[:1]
-        if len(self.looks) > 1 and not self.session.has_maps:
-            raise SetupError(f"{self.session.path}: the model has no maps to tell where to zoom; export it again")
+        if len(self.looks) > 1 and not (self.session.has_maps and where.HEAD in {head.name for head in self.session.spec.heads}):
+            raise SetupError(f"{self.session.path}: the model has no map of {where.HEAD} to tell where to zoom; export it again")
         self.isolated = Workers(self.workers) if isolate else None
         self._chunk = batch_size * (FIRST_LOOKS if cascade else 1)  # items that a worker takes at once
         self._batcher = MicroBatcher(self._judge_together, self.workers, self._chunk, max_wait)

@@ -14,7 +14,8 @@ from imgsafety.runs import decide_run, scan_run
 from imgsafety.scan import Scored, judge
 from imgsafety.store import open_to_write
 from imgsafety.where import boxes
-from tests.toy import POLICY
+from tests.toy import POLICY, toy_model
+from training.onnx_file import write_model
 
 SMALL_RED = Image.new("RGB", (320, 320), "black")
 SMALL_RED.paste((255, 0, 0), (0, 0, 55, 55))
@@ -215,3 +216,13 @@ def test_a_zoom_is_not_asked_about_edits(toy_path: Path) -> None:
     before, after = Image.new("RGB", SMALL_RED.size, "black"), SMALL_RED
     result = Scanner(toy_path, parse_policy(POLICY + ZOOMS)).check_edit(before, after)
     assert (result.verdict, [reason.rule for reason in result.reasons]) == ("review", ["minimal-attire"])
+
+
+def test_a_model_without_maps_cannot_tell_where_to_zoom(tmp_path: Path) -> None:
+    model = toy_model()
+    for output in [one for one in model.graph.output if one.name.endswith("_map")]:
+        model.graph.output.remove(output)
+    write_model(model, tmp_path / "toy.onnx")
+    assert Scanner(tmp_path / "toy.onnx", parse_policy(POLICY)).check(SMALL_RED).verdict == "allow"
+    with pytest.raises(SetupError, match="no map of attire"):
+        Scanner(tmp_path / "toy.onnx", parse_policy(POLICY + ZOOMS))
