@@ -145,7 +145,7 @@ class Scanner:
 
         Several frames (an animation, a batch of arrays) give one result: the worst frame decides.
         maps: also fill `Result.maps` and `Result.boxes`; raises `SetupError` on a `thorough` scanner, because the
-        look that decides may be a tile.
+        look that decides may be a turn.
         """
         if maps and self.thorough:
             raise SetupError("maps describe the whole picture; ask a scanner that is not thorough for them")

@@ -84,7 +84,7 @@ def test_each_threshold_is_written_with_its_promise(labelled, toy_path):
     assert policy.name == "strict" and len(table["calibration"]["model_sha256"]) == 64
 
 
-def test_tiles_and_turns_have_thresholds_that_few_other_pictures_reach(labelled, toy_path):
+def test_zooms_and_turns_have_thresholds_that_few_other_pictures_reach(labelled, toy_path):
     _, output = calibrate(labelled, toy_path, "--target-miss", "0.1")
     assert set(load_policy(output).thorough) == {"turn", "negative"} and load_policy(output).zoom
     with_others, alone = (Scanner(toy_path, output, thorough=thorough) for thorough in (True, False))
