@@ -314,11 +314,11 @@ class Scanner:
         details = {index: frame.detail for index, frame in enumerate(frames) if frame.detail is not None}
         scores = self._run([frame.rgb for frame in frames], session, maps or (where.HEAD,) if details else maps)
         corners = {index: corner for index in details if (corner := where.focus(scores[index]))}
+        if not maps:  # they only told where to look
+            scores = [replace(one, maps={}) for one in scores]
         parts = [zoom(details[index], corner, session.spec.size) for index, corner in corners.items()]
         found = zip(corners.items(), self._run(parts, session, maps), strict=True)
         closer = {index: _closer(scores[index], part, corner) for (index, corner), part in found}
-        if not maps:  # they only told where to look
-            scores = [replace(one, maps={}) for one in scores]
         return [(one, closer.get(index, one)) if index in details else (one,) for index, one in enumerate(scores)]
 
     def _run_cascade(self, frames: Sequence[Pixels], session: Session) -> list[tuple[Scores, ...]]:

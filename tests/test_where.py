@@ -65,6 +65,12 @@ def test_a_zoom_finds_what_is_small(toy_path: Path, toy_policy: Policy) -> None:
     assert zooms.check(SMALL_RED).verdict == thorough.check(SMALL_RED).verdict == "review"
 
 
+def test_maps_that_told_where_to_zoom_are_not_in_the_result(toy_path: Path) -> None:
+    result = Scanner(toy_path, parse_policy(POLICY + ZOOMS)).check(SMALL_RED)
+    assert result.verdict == "review" and result.maps == result.boxes == {}
+    assert "maps" not in result.to_dict()
+
+
 @pytest.mark.parametrize("turn", [None, *Image.Transpose])
 def test_a_zoom_finds_it_in_every_corner_on_every_way(toy_path: Path, tmp_path: Path, turn: Image.Transpose | None) -> None:
     picture = SMALL_RED if turn is None else SMALL_RED.transpose(turn)
