@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from imgsafety.decode import Limits, iter_views
 from imgsafety.errors import ImageError, SetupError
-from imgsafety.preprocess import REDUCING_MARGIN, ZOOM, looks, to_detail, to_pixels
+from imgsafety.preprocess import ZOOM, looks, most_detail, to_detail, to_pixels
 from imgsafety.result import Detail, Pixels
 
 MEMORY = 4 * 1024**3  # bytes of address space; a picture of 80 million pixels needs a third of it
@@ -166,7 +166,7 @@ def _read_answer(pipe: Any, size: int) -> list[Pixels]:
     if answer["error"] is not None:
         raise ImageError(str(answer["error"]))
     frames = []
-    most = 2 * math.ceil(ZOOM * REDUCING_MARGIN * size)  # rows and columns of a `Detail`
+    most = most_detail(size)
     for index, about in answer["frames"]:
         rgb, detail = _read_pixels(pipe, size, size), None
         if about is not None:

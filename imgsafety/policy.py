@@ -37,8 +37,8 @@ from imgsafety.preprocess import LOOKS
 from imgsafety.result import SEVERITY, Decision, Reason, Scores, Verdict
 
 FOLDER = Path(__file__).parent / "policies"
-# A rule may only make things graver; `label` names a reason and leaves the decision as it is.
 DISGUISES = tuple(dict.fromkeys(LOOKS[2:]))  # looks that only a thorough scan takes
+# A rule may only make things graver; `label` names a reason and leaves the decision as it is.
 OUTCOMES: dict[str, Decision] = {"label": "allow", "review": "review", "block": "block"}
 
 
@@ -74,17 +74,22 @@ class Policy:
     zoom: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def least(self) -> dict[str, Mapping[str, float]]:
+        """By look, the least values that fire there where a rule asks for less; looks without any are left out."""
+        return {look: values for look, values in {"zoom": self.zoom, **self.thorough}.items() if values}
+
+    @property
     def score_names(self) -> frozenset[str]:
         """Every score that the policy names."""
         tables = [table for rule in self.rules for table in (rule.when, rule.before_below)]
-        return frozenset(name for table in (*tables, self.cascade, self.zoom, *self.thorough.values()) for name in table)
+        return frozenset(name for table in (*tables, self.cascade, *self.least.values()) for name in table)
 
     def for_look(self, look: str) -> "Policy":
         """The policy for one look, a name of `preprocess.LOOKS`: elsewhere, rules may ask for more than in the whole.
 
         A zoom is not asked about edits: it shows another part of what came in than of what goes out.
         """
-        least = {"zoom": self.zoom, **self.thorough}.get(look, {})
+        least = self.least.get(look, {})
         rules = tuple(
             replace(rule, when={name: max(value, least.get(name, 0.0)) for name, value in rule.when.items()})
             for rule in self.rules

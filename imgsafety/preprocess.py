@@ -5,6 +5,8 @@ The whole picture is squeezed into the square, never cropped: what a crop leaves
 The trainer imports this function, so the model learns from exactly what the scanner shows it.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
@@ -33,6 +35,11 @@ def shrink(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
 def looks(image: Image.Image, thorough: bool) -> list[Image.Image]:
     """Return what is judged of one picture: itself, and if `thorough` also its turns and its negative (against disguise)."""
     return [image, *(image.transpose(turn) for turn in TURNS), ImageOps.invert(image)] if thorough else [image]
+
+
+def most_detail(size: int) -> int:
+    """The most rows, and columns, of a `Detail` for a zoom of this size."""
+    return 2 * math.ceil(ZOOM * REDUCING_MARGIN * size)
 
 
 def to_detail(image: Image.Image, size: int) -> Detail:

@@ -46,11 +46,10 @@ def focus(scores: Scores) -> tuple[float, float] | None:
     shares = maps / np.maximum(maps.sum(axis=(1, 2), keepdims=True), TINY)
     graver = np.tensordot(np.arange(len(shares)), shares, axes=1) / (shares[0] + FLOOR)
     rows, columns = graver.shape
-    fine = np.kron(graver, np.ones((ZOOM, ZOOM)))  # places of the zoom's own map
-    windows = sliding_window_view(fine, (rows, columns)) * np.outer(_hat(rows), _hat(columns))
+    finer, gravest = (np.kron(plane, np.ones((ZOOM, ZOOM))) for plane in (graver, shares[-1]))  # places of the zoom's own map
+    windows = sliding_window_view(finer, (rows, columns)) * np.outer(_hat(rows), _hat(columns))
     row, column = np.unravel_index(np.argmax(windows.sum(axis=(2, 3))), windows.shape[:2])
-    gravest = np.kron(shares[-1], np.ones((ZOOM, ZOOM)))[row : row + rows, column : column + columns].sum() / ZOOM**2
-    if gravest < FOCUSED:
+    if gravest[row : row + rows, column : column + columns].sum() / ZOOM**2 < FOCUSED:
         return None
     return float(row) / (ZOOM * rows), float(column) / (ZOOM * columns)
 
@@ -69,7 +68,8 @@ def placed(grid: Grid, corner: tuple[float, float]) -> Grid:
     top, left = round(corner[0] * ZOOM * rows), round(corner[1] * ZOOM * columns)
     whole = np.zeros((ZOOM * rows, ZOOM * columns))
     whole[top : top + rows, left : left + columns] = plane
-    return [[float(value) for value in line] for line in whole]
+    grown: Grid = whole.tolist()
+    return grown
 
 
 def _carrying(plane: npt.NDArray[np.float64]) -> set[tuple[int, int]]:

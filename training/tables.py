@@ -83,11 +83,14 @@ class Measured:
         looks = [tuple(read_out(SPEC, part, row) for part in parts) for row in range(len(self.rows))]
         return [Scored(None, None, (None,) * len(parts), one, looks_taken=LOOKS[: len(parts)]) for one in looks]
 
-    def fired(self, policy: Policy, *rules: str, before: Iterable[Scored | None] = repeat(None)) -> Mask:
-        """Which rows set off one of these rules (any, if none is named) in any look; before: of edits, what came in."""
+    def reasons(self, policy: Policy, before: Iterable[Scored | None] = repeat(None)) -> list[set[str]]:
+        """The rules that each row sets off in any look; before: of edits, what came in."""
         judged = (judge(policy, after, first)[0] for after, first in zip(self.scored(), before, strict=False))
-        names = [{reason.rule for reason in result.reasons} for result in judged]
-        return np.array([bool(found & set(rules) if rules else found) for found in names], dtype=bool)
+        return [{reason.rule for reason in result.reasons} for result in judged]
+
+    def fired(self, policy: Policy, rule: str, before: Iterable[Scored | None] = repeat(None)) -> Mask:
+        """Which rows set off this rule; before: as for `reasons`."""
+        return np.array([rule in names for names in self.reasons(policy, before)], dtype=bool)
 
     def take(self, chosen: Mask) -> "Measured":
         """The rows where `chosen` is true."""
@@ -293,8 +296,8 @@ def verdict_table(all_rows: Measured, policy: Policy) -> Table:
     rules = [rule.name for rule in policy.rules if not rule.before_below]
     rows = []
     for name, chosen in groups.items():
-        part = all_rows.take(chosen)
-        rows.append((name, *(str(rate(part.fired(policy, rule))) for rule in rules)))
+        fired = all_rows.take(chosen).reasons(policy)
+        rows.append((name, *(str(rate(np.array([rule in names for names in fired], dtype=bool))) for rule in rules)))
     return Table(f"Policy `{policy.name}`: which rules fire", "On held-out pictures.", ("pictures", *rules), rows)
 
 
@@ -324,7 +327,7 @@ def cascade_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: P
     attire = all_rows.column("attire")
     looks = first_looks(scanner, all_rows.rows, data)
     settles = np.array([settled(policy, scores) for scores in looks], dtype=bool)
-    fires = all_rows.fired(policy)
+    fires = np.array([bool(names) for names in all_rows.reasons(policy)], dtype=bool)
     groups = {"all": np.ones(len(attire), dtype=bool), **{label: attire == label for label in ATTIRE.labels}}
     scores, known = np.array([look.named["minimal_attire"] for look in looks]), attire != ""
     ranked = auroc_text(scores[attire == "minimal"], scores[known & (attire != "minimal")])
@@ -431,7 +434,7 @@ def edit_table(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path)
     order = np.random.default_rng(0).permutation(len(clothed.rows))
 
     def fires(before: Iterable[Scored], after: Measured) -> Mask:
-        return after.fired(policy, "undressed", before=before)
+        return after.fired(policy, "undressed", before)
 
     def edited(part: Measured, name: str) -> Measured:
         return Measured(part.rows, predict(scanner, part.rows, data, EDITS[name]))

@@ -34,11 +34,10 @@ def info(**settings: Any) -> int:
     if policy.cascade:
         below = " and ".join(f"{name} < {value:g}" for name, value in policy.cascade.items())
         click.echo(f"  settled    by the first look of --cascade: {below}")
-    for look, least in {"zoom": policy.zoom, **policy.thorough}.items():
+    for look, least in policy.least.items():
         above = " and ".join(f"{name} >= {value:g}" for name, value in least.items())
-        if above:
-            scan = "" if look == "zoom" else " of --thorough"
-            click.echo(f"  needed     in a {look}{scan}, where a rule asks for less: {above}")
+        scan = "" if look == "zoom" else " of --thorough"
+        click.echo(f"  needed     in a {look}{scan}, where a rule asks for less: {above}")
     click.echo(f"provider     {session.provider}")
     click.echo(f"versions     onnxruntime {onnxruntime.__version__}, numpy {numpy.__version__}, pillow {PIL.__version__}")
     return NOTHING_FLAGGED
