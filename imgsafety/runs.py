@@ -88,8 +88,9 @@ def decide_run(store: Store, policy: Policy) -> None:
     check_fit(policy, spec.identity, score_names(spec), store.fact("model")["sha256"])
     if (looks := _looks_taken(store)) not in KNOWN_LOOKS:
         raise SetupError(f"run {store.path} was scanned by a version that looks at pictures otherwise; scan again")
-    if policy.zoom and "zoom" not in looks:
-        raise SetupError(f"run {store.path} was scanned with a policy that does not zoom; scan again with policy {policy.name!r}")
+    if looks != LOOKS and bool(policy.zoom) != ("zoom" in looks):
+        other = "does not zoom" if policy.zoom else "zooms"
+        raise SetupError(f"run {store.path} was scanned with a policy that {other}; scan again with policy {policy.name!r}")
     if store.fact("settings").get("cascade"):
         raise SetupError(
             f"run {store.path} was scanned with --cascade: of what the first look settled it holds no scores that another "

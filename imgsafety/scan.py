@@ -28,7 +28,8 @@ from imgsafety.policy import Policy, check_fit, load_policy, settled
 from imgsafety.policy import decide as apply_policy
 from imgsafety.preprocess import LOOKS, shrink, zoom
 from imgsafety.result import SEVERITY, Pixels, Result, Scores, Verdict, make_result
-from imgsafety.session import Session, head_of, score_names
+from imgsafety.session import Session, head_of, read_out, score_names
+from imgsafety.spec import ModelSpec
 from imgsafety.tensor import split_tensor
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ T = TypeVar("T")
 DEFAULT_BATCH_SIZE = 4  # what a core's cache holds (docs/performance.md); GPUs want more
 BATCHES_IN_FLIGHT = 2  # per worker: one in work, one waiting, so that no worker idles
 FIRST_LOOKS = 4  # times more pictures at less than half the side fit into the same cache
+WHOLE_SHARE = 0.8  # of the whole, beside a zoom, in what both say of a picture (docs/experiments.md)
+SMALLEST = 1e-9  # probability: a label that one look rules out is not ruled out by it alone
 MAX_WAIT = 0.005  # seconds that one of many concurrent callers waits for company
 
 
@@ -57,7 +60,8 @@ class _Prepared:
 class Scored:
     """One item with the model's opinion of all that was looked at, or why there is none.
 
-    scores: one entry per frame of an animation, per ground under a transparent picture, per look at each of these.
+    scores: one entry per frame of an animation, per ground under a transparent picture, per look at each of these; that of the
+    whole is what it and its zoom say together.
     frames: the frame that each entry is of; none for a still picture. skipped: nobody wanted its scores.
     looks_taken: what the entries of each are looks at, names of `preprocess.LOOKS` in that order.
     """
@@ -309,7 +313,7 @@ class Scanner:
     def _run_looks(self, frames: Sequence[Pixels], session: Session, maps: bool) -> list[tuple[Scores, ...]]:
         """Look at each, and once more and closer at what has a `detail`: at the half of it that most is to be seen in.
 
-        Where nothing stands out there, the first look stands for the second as well.
+        Then both looks answer for the whole together. Where nothing stands out, the first look stands for the second as well.
         """
         details = {index: frame.detail for index, frame in enumerate(frames) if frame.detail is not None}
         scores = self._run([frame.rgb for frame in frames], session, maps or (where.HEAD,) if details else maps)
@@ -319,7 +323,8 @@ class Scanner:
         parts = [zoom(details[index], corner, session.spec.size) for index, corner in corners.items()]
         found = zip(corners.items(), self._run(parts, session, maps), strict=True)
         closer = {index: _closer(scores[index], part, corner) for (index, corner), part in found}
-        return [(one, closer.get(index, one)) if index in details else (one,) for index, one in enumerate(scores)]
+        whole = [_joint(session.spec, one, closer[index]) if index in closer else one for index, one in enumerate(scores)]
+        return [(one, closer.get(index, one)) if index in details else (one,) for index, one in enumerate(whole)]
 
     def _run_cascade(self, frames: Sequence[Pixels], session: Session) -> list[tuple[Scores, ...]]:
         """Look at fewer pixels first, and at all of them where that does not settle it."""
@@ -393,6 +398,22 @@ def _closer(whole: Scores, part: Scores, corner: tuple[float, float]) -> Scores:
     maps = {name: where.placed(part.maps[name], corner) for name in named if name in part.maps}
     heads = {**whole.heads, where.HEAD: part.heads[where.HEAD]}
     return replace(whole, heads=heads, named={**whole.named, **named}, maps={**whole.maps, **maps})
+
+
+def _joint(spec: ModelSpec, whole: Scores, closer: Scores) -> Scores:
+    """What both looks say of the attire together: their logarithmic opinion pool (Genest and Zidek 1986).
+
+    Pictures of kinds that the model has not learned are told apart better by both than by either (docs/experiments.md).
+    """
+    first, second = (np.maximum(list(look.heads[where.HEAD].values()), SMALLEST) for look in (whole, closer))
+    pooled = first**WHOLE_SHARE * second ** (1 - WHOLE_SHARE)
+    heads = {name: np.array([[*labels.values()]]) for name, labels in whole.heads.items()}
+    scores = read_out(spec, heads | {where.HEAD: pooled[np.newaxis] / pooled.sum()}, 0)
+    maps = {
+        name: where.joined(plane, closer.maps[name], WHOLE_SHARE, scores.named[name]) if head_of(name) == where.HEAD else plane
+        for name, plane in whole.maps.items()
+    }
+    return replace(scores, maps=maps)
 
 
 def _check_cascade(scanner: Scanner) -> None:

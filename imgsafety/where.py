@@ -72,6 +72,17 @@ def placed(grid: Grid, corner: tuple[float, float]) -> Grid:
     return grown
 
 
+def joined(whole: Grid, zoomed: Grid, share: float, score: float) -> Grid:
+    """The map of a score that both looks answer for: the places of the whole's map halved, `share` of the score from there.
+
+    zoomed: as `placed` gives it.
+    """
+    planes = [np.kron(np.asarray(whole, dtype=np.float64), np.ones((ZOOM, ZOOM))), np.asarray(zoomed, dtype=np.float64)]
+    first, second = (plane / max(plane.sum(), TINY) for plane in planes)
+    grown: Grid = (score * (share * first + (1 - share) * second)).tolist()
+    return grown
+
+
 def _carrying(plane: npt.NDArray[np.float64]) -> set[tuple[int, int]]:
     order = np.argsort(plane, axis=None)[::-1]
     covered = np.cumsum(plane.ravel()[order])

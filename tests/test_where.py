@@ -18,7 +18,7 @@ from tests.toy import POLICY, toy_model
 from training.onnx_file import write_model
 
 SMALL_RED = Image.new("RGB", (320, 320), "black")
-SMALL_RED.paste((255, 0, 0), (0, 0, 55, 55))
+SMALL_RED.paste((255, 0, 0), (0, 0, 40, 40))
 ZOOMS = "\n[zoom]\nminimal_attire = 0.5\n"
 NOT_IN_A_ZOOM = "\n[zoom]\nminimal_attire = 1.0\nexposed = 1.0\n"
 NOT_IN_A_TURN = NOT_IN_A_ZOOM.replace("zoom", "thorough.turn")
@@ -88,15 +88,34 @@ def test_maps_of_a_zoom_are_maps_of_the_whole_picture(toy_path: Path) -> None:
     assert grid.shape == (8, 8) and grid[4:].sum() == grid[:, 4:].sum() == 0.0
     assert result.minimal_attire == pytest.approx(grid.sum(), abs=1e-5)
     left, top, right, bottom = result.boxes["minimal_attire"][0]
-    assert left == top == 0.0 and right <= 0.25 and bottom <= 0.25  # the patch ends at 0.17
+    assert left == top == 0.0 and right <= 0.25 and bottom <= 0.25  # the patch ends at 0.125
 
 
 def test_a_zoom_counts_from_what_the_policy_asks_of_zooms(toy_path: Path) -> None:
-    strict = Scanner(toy_path, parse_policy(POLICY + NOT_IN_A_ZOOM))
-    assert strict.check(SMALL_RED).verdict == "allow"
+    loose, strict = (Scanner(toy_path, parse_policy(POLICY + more)) for more in (ZOOMS, NOT_IN_A_ZOOM))
+    assert (loose.check(SMALL_RED).verdict, strict.check(SMALL_RED).verdict) == ("review", "allow")
     assert strict.check(Image.new("RGB", (64, 64), "red")).verdict == "review"  # the whole counts as it always does
     of_turns = Scanner(toy_path, parse_policy(POLICY + NOT_IN_A_TURN), thorough=True)
     assert of_turns.check(SMALL_RED).verdict == "review"
+
+
+def test_both_looks_answer_for_the_whole_together(toy_path: Path) -> None:
+    (plain,) = Scanner(toy_path, parse_policy(POLICY)).score([SMALL_RED])
+    (scored,) = Scanner(toy_path, parse_policy(POLICY + ZOOMS)).score([SMALL_RED])
+    alone, (together, closer) = plain.scores[0], scored.scores
+    first, second, joint = (np.array([*scores.heads["attire"].values()]) for scores in (alone, closer, together))
+    pool = np.maximum(first, 1e-9) ** 0.8 * np.maximum(second, 1e-9) ** 0.2
+    assert joint == pytest.approx(pool / pool.sum(), abs=1e-6)
+    assert together.named["exposed"] == pytest.approx(joint[2:].sum(), abs=1e-6)
+    assert together.heads["age"] == alone.heads["age"]
+
+
+def test_maps_of_both_looks_sum_to_their_scores(toy_path: Path) -> None:
+    result = Scanner(toy_path, parse_policy(POLICY + NOT_IN_A_ZOOM)).check(SMALL_RED, maps=True)
+    assert result.verdict == "allow"
+    assert np.array(result.maps["exposed"]).shape == (8, 8) and np.array(result.maps["minor"]).shape == (4, 4)
+    assert result.minimal_attire == pytest.approx(np.sum(result.maps["minimal_attire"]), abs=1e-5)
+    assert np.array(result.maps["minimal_attire"])[:2, :2].sum() == pytest.approx(result.minimal_attire, rel=0.2)
 
 
 def test_a_run_without_zooms_is_not_decided_by_a_policy_that_zooms(toy_path: Path, tmp_path: Path) -> None:
@@ -105,6 +124,15 @@ def test_a_run_without_zooms_is_not_decided_by_a_policy_that_zooms(toy_path: Pat
         list(scan_run(Scanner(toy_path, parse_policy(POLICY)), store, [str(tmp_path / "a.png")]))
         with pytest.raises(SetupError, match="does not zoom"):
             decide_run(store, parse_policy(POLICY + ZOOMS))
+
+
+def test_a_run_with_zooms_is_not_decided_by_a_policy_without(toy_path: Path, tmp_path: Path) -> None:
+    # Both looks answered for its pictures; thresholds of such a policy are for the whole alone.
+    SMALL_RED.save(tmp_path / "a.png")
+    with open_to_write(tmp_path / "run.sqlite") as store:
+        list(scan_run(Scanner(toy_path, parse_policy(POLICY + ZOOMS)), store, [str(tmp_path / "a.png")]))
+        with pytest.raises(SetupError, match="with a policy that zooms"):
+            decide_run(store, parse_policy(POLICY))
 
 
 def test_the_cascade_does_not_zoom(toy_path: Path) -> None:

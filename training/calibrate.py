@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from imgsafety import Scanner, Scores
+from imgsafety import Scanner
 from imgsafety.policy import parse_policy
 from imgsafety.preprocess import LOOKS
 from imgsafety.scan import Scored
@@ -99,7 +99,7 @@ def main(
     plan = tomllib.loads((HERE / "recipes.toml").read_text(encoding="utf-8"))
     if recipe not in plan:
         raise click.UsageError(f"recipe {recipe!r} is not one of {', '.join(plan)}")
-    scanner = open_scanner(model)
+    scanner = open_scanner(model, zoom="zoom" in plan[recipe])
     rows = read_rows(data, split, settings.licences, leave_out)
     text = calibrate(scanner, rows, data, recipe, plan[recipe], target_miss, confidence, leave_out)
     parse_policy(text)  # what we write must be what the scanner reads
@@ -148,12 +148,12 @@ def calibrate(
     left_out: sources that are not among `rows`, for the record.
     """
     scored = scanner.score(data / row.path for row in rows)
-    readable = [(row, one.scores) for row, one in zip(rows, scored, strict=True) if not one.error]
+    readable = [(row, one) for row, one in zip(rows, scored, strict=True) if not one.error]
     if len(readable) < len(rows):
         click.echo(f"left out: {len(rows) - len(readable)} of {len(rows)} files could not be judged", err=True)
     rows = [row for row, _ in readable]
     asked = {score for rule in recipe["rules"] for key in CONDITIONS for score in rule.get(key, {})}
-    scores = {name: _worst([looks for _, looks in readable], name) for name in asked}
+    scores = {name: _highest([one for _, one in readable], LOOKS[0], name) for name in asked}
     found: dict[Promise, Threshold] = {}
     rules = []
     for rule in recipe["rules"]:
@@ -179,9 +179,16 @@ def calibrate(
     return header + "\n" + "\n\n".join(rules) + "\n\n# What each threshold promises, and the pictures it rests on.\n" + record
 
 
-def _worst(pictures: Sequence[Sequence[Scores]], score: str) -> Values:
-    """The highest that each picture reaches in any of its looks, `(n,)`."""
-    return np.array([max(look.named[score] for look in looks) for looks in pictures])
+def _highest(scored: Sequence[Scored], look: str, score: str) -> Values:
+    """What a score reaches in any look of a kind at each picture, `(n,)`; 0 for zooms where there was nothing to zoom into."""
+    values = []
+    for one in scored:
+        looks = list(zip(one.looks, one.scores, strict=True))
+        # Where there was nothing to zoom into, the whole stands for the zoom.
+        stand_ins = {id(scores) for kind, scores in looks if kind == LOOKS[0]} if look != LOOKS[0] else set()
+        seen = (scores.named[score] for kind, scores in looks if kind == look and id(scores) not in stand_ins)
+        values.append(max(seen, default=0.0))
+    return np.array(values)
 
 
 def _cascade(
@@ -210,8 +217,8 @@ def _edits_threshold(scanner: Scanner, rows: Sequence[Row], data: Path, score: s
     clothed = [row for row in rows if row.attire == "clothed"]
     reached = -math.inf
     for change in EDITS.values() if share < 1 else ():
-        scored = scanner.score(change(read_image(row, data)) for row in clothed)
-        values = _worst([one.scores for one in scored], score)
+        scored = list(scanner.score(change(read_image(row, data)) for row in clothed))
+        values = _highest(scored, LOOKS[0], score)
         reached = max(reached, affordable_threshold(values, share, np.full(len(values), "clothed")))
     return reached
 
@@ -226,20 +233,12 @@ def _other_looks(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict
         shares = recipe.get("zoom" if look == "zoom" else "thorough", {})
         for score, share in shares.items():
             others = cases_of(rows, "when", score)[1]
-            worst = [_highest(one, look, score) for one in scored]
-            value = affordable_threshold(np.array(worst)[others], share, origins[others])
+            value = affordable_threshold(_highest(scored, look, score)[others], share, origins[others])
             rounded = min(_rounded(value, math.ceil), 1.0) if math.isfinite(value) else 1.0
             lines.append(f"{score} = {rounded}  # reached by at most {share:g} of other pictures, or of their origins on average")
         if lines:
             tables.append((f"[{look}]\n" if look == "zoom" else f"[thorough.{look}]\n") + "\n".join(lines))
     return tables
-
-
-def _highest(scored: Scored, look: str, score: str) -> float:
-    """What a score reaches in any look of a kind; 0 where there was nothing to zoom into, which the whole answers for."""
-    seen = [scores for kind, scores in zip(scored.looks, scored.scores, strict=True) if kind == look]
-    wholes = {id(scores) for kind, scores in zip(scored.looks, scored.scores, strict=True) if kind == LOOKS[0]}
-    return max((scores.named[score] for scores in seen if id(scores) not in wholes), default=0.0)
 
 
 def cases_of(rows: Sequence[Row], key: str, score: str) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
