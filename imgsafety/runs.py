@@ -88,14 +88,13 @@ def decide_run(store: Store, policy: Policy) -> None:
     check_fit(policy, spec.identity, score_names(spec), store.fact("model")["sha256"])
     if (looks := _looks_taken(store)) not in KNOWN_LOOKS:
         raise SetupError(f"run {store.path} was scanned by a version that looks at pictures otherwise; scan again")
-    if looks != LOOKS and bool(policy.zoom) != ("zoom" in looks):
-        other = "does not zoom" if policy.zoom else "zooms"
-        raise SetupError(f"run {store.path} was scanned with a policy that {other}; scan again with policy {policy.name!r}")
     if store.fact("settings").get("cascade"):
         raise SetupError(
             f"run {store.path} was scanned with --cascade: of what the first look settled it holds no scores that another "
             "policy could rely on; scan again with that policy"
         )
+    if policy.zoom and "zoom" not in looks:
+        raise SetupError(f"run {store.path} was scanned with a policy that does not zoom; scan again with policy {policy.name!r}")
     store.replace_verdicts(_decided(store, policy, spec), {"policy": _describe_policy(policy)})
 
 

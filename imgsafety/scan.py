@@ -28,8 +28,7 @@ from imgsafety.policy import Policy, check_fit, load_policy, settled
 from imgsafety.policy import decide as apply_policy
 from imgsafety.preprocess import LOOKS, shrink, zoom
 from imgsafety.result import SEVERITY, Pixels, Result, Scores, Verdict, make_result
-from imgsafety.session import Session, head_of, read_out, score_names
-from imgsafety.spec import ModelSpec
+from imgsafety.session import Session, head_of, score_names, with_head
 from imgsafety.tensor import split_tensor
 
 if TYPE_CHECKING:
@@ -40,8 +39,6 @@ T = TypeVar("T")
 DEFAULT_BATCH_SIZE = 4  # what a core's cache holds (docs/performance.md); GPUs want more
 BATCHES_IN_FLIGHT = 2  # per worker: one in work, one waiting, so that no worker idles
 FIRST_LOOKS = 4  # times more pictures at less than half the side fit into the same cache
-WHOLE_SHARE = 0.8  # of the whole, beside a zoom, in what both say of a picture (docs/experiments.md)
-SMALLEST = 1e-9  # probability: a label that one look rules out is not ruled out by it alone
 MAX_WAIT = 0.005  # seconds that one of many concurrent callers waits for company
 
 
@@ -60,8 +57,7 @@ class _Prepared:
 class Scored:
     """One item with the model's opinion of all that was looked at, or why there is none.
 
-    scores: one entry per frame of an animation, per ground under a transparent picture, per look at each of these; that of the
-    whole is what it and its zoom say together.
+    scores: one entry per frame of an animation, per ground under a transparent picture, per look at each of these.
     frames: the frame that each entry is of; none for a still picture. skipped: nobody wanted its scores.
     looks_taken: what the entries of each are looks at, names of `preprocess.LOOKS` in that order.
     """
@@ -89,7 +85,8 @@ class Scanner:
     judged. max_pixels: larger pictures are `undecided` without being decoded. thorough: also judge turns and the negative of each
     picture, with five or six looks instead of one or two; the worst decides. cascade: `scan`, `score`, `submit` and
     `acheck` first look at a fifth of the pixels, and where the policy says that this settles it, answer with those scores;
-    nothing is zoomed into (docs/performance.md has what is gained and missed: more on pictures unlike those it was calibrated on).
+    nothing is zoomed into, so the whole's scores are held against thresholds for both looks (docs/performance.md has what is gained
+    and missed: more on pictures unlike those it was calibrated on).
     max_wait: seconds that `submit` and `acheck` may hold a picture back to judge it together with others'. isolate: decode
     files and bytes in worker processes, so that a decoder that crashes, hangs or takes all memory costs one picture (see
     docs/hostile.md for the price). timeout: seconds for decoding one picture, after which it is `undecided`; exact with
@@ -313,7 +310,7 @@ class Scanner:
     def _run_looks(self, frames: Sequence[Pixels], session: Session, maps: bool) -> list[tuple[Scores, ...]]:
         """Look at each, and once more and closer at what has a `detail`: at the half of it that most is to be seen in.
 
-        Then both looks answer for the whole together. Where nothing stands out, the first look stands for the second as well.
+        Where nothing stands out there, the first look stands for the second as well.
         """
         details = {index: frame.detail for index, frame in enumerate(frames) if frame.detail is not None}
         scores = self._run([frame.rgb for frame in frames], session, maps or (where.HEAD,) if details else maps)
@@ -323,8 +320,7 @@ class Scanner:
         parts = [zoom(details[index], corner, session.spec.size) for index, corner in corners.items()]
         found = zip(corners.items(), self._run(parts, session, maps), strict=True)
         closer = {index: _closer(scores[index], part, corner) for (index, corner), part in found}
-        whole = [_joint(session.spec, one, closer[index]) if index in closer else one for index, one in enumerate(scores)]
-        return [(one, closer.get(index, one)) if index in details else (one,) for index, one in enumerate(whole)]
+        return [(one, closer.get(index, one)) if index in details else (one,) for index, one in enumerate(scores)]
 
     def _run_cascade(self, frames: Sequence[Pixels], session: Session) -> list[tuple[Scores, ...]]:
         """Look at fewer pixels first, and at all of them where that does not settle it."""
@@ -343,18 +339,23 @@ def judge(policy: Policy, scored: Scored, before: Scored | None = None) -> tuple
     """Apply a policy to one item's scores; return its result and which of its scores decided.
 
     The worst decides; against an edit's picture that came in (`before`), the worst pairing. Its other looks at the
-    frame that decided add the rules that only they set off.
+    frame that decided add the rules that only they set off. For a policy that zooms, the whole's scores are those of `together`.
     """
     cut_short = len(scored.scores) % len(scored.looks_taken)
     if scored.error or not scored.scores or cut_short:
         verdict = Verdict("undecided", error=scored.error or "no frame could be judged")
         return make_result(scored.path, scored.sha256, None, None, verdict), None
+    if policy.zoom:
+        scored, before = together(scored), together(before) if before else None
     looks = scored.looks
-    policies = {look: policy.for_look(look) for look in set(looks)}
-    origins: dict[str, list[Scores | None]] = {look: [*_per_frame(before, look)] if before else [] for look in set(looks)}
+    # A default scan for a policy without `[zoom]` does not zoom: a run that did is decided as that scan would.
+    wanted = set(looks if policy.zoom or scored.looks_taken != LOOKS[:2] else LOOKS[:1])
+    policies = {look: policy.for_look(look) for look in wanted}
+    origins: dict[str, list[Scores | None]] = {look: [*_per_frame(before, look)] if before else [] for look in wanted}
     judged = [
         (apply_policy(policies[look], scores, other), index)
         for index, (look, scores) in enumerate(zip(looks, scored.scores, strict=True))
+        if look in wanted
         for other in origins[look] or [None]
     ]
     verdict, index = max(judged, key=lambda entry: _gravity(entry[0], scored.scores[entry[1]], looks[entry[1]]))
@@ -365,6 +366,28 @@ def judge(policy: Policy, scored: Scored, before: Scored | None = None) -> tuple
     fired = {name for reason in verdict.reasons for name in reason.scores if name in scores.maps}
     places = {name: where.boxes(scores.maps[name]) for name in sorted(fired)}
     return make_result(scored.path, scored.sha256, scored.frames[index], scores, verdict, places), index
+
+
+def together(scored: Scored) -> Scored:
+    """The same, but for each whole that was zoomed into what both looks say together of the attire."""
+    if "zoom" not in scored.looks_taken:
+        return scored
+    entries, zoom_at = list(scored.scores), scored.looks_taken.index("zoom")
+    for start in range(0, len(entries), len(scored.looks_taken)):
+        whole, closer = entries[start], entries[start + zoom_at]
+        if closer.heads != whole.heads:
+            entries[start] = _both(whole, closer)
+    return replace(scored, scores=tuple(entries))
+
+
+def _both(whole: Scores, closer: Scores) -> Scores:
+    looks = (np.array([*scores.heads[where.HEAD].values()]) for scores in (whole, closer))
+    scores = with_head(whole, where.HEAD, where.pool(*looks))
+    maps = {
+        name: where.joined(plane, closer.maps[name], scores.named[name]) if head_of(name) == where.HEAD else plane
+        for name, plane in whole.maps.items()
+    }
+    return replace(scores, maps=maps)
 
 
 def _per_frame(scored: Scored, look: str) -> Iterator[Scores]:
@@ -382,7 +405,7 @@ def _exposed(scores: Scores) -> float:
 
 
 def _gravity(verdict: Verdict, scores: Scores, look: str) -> tuple[int, int, bool, float]:
-    """Where no rule fires, the picture itself stands for its looks: a zoom that did not count says nothing about it."""
+    """Where no rule fires, the picture itself stands for its looks: a zoom that did not count says nothing more about it."""
     counts = bool(verdict.reasons) or look == LOOKS[0]
     return SEVERITY[verdict.decision], len(verdict.reasons), counts, _exposed(scores)
 
@@ -398,22 +421,6 @@ def _closer(whole: Scores, part: Scores, corner: tuple[float, float]) -> Scores:
     maps = {name: where.placed(part.maps[name], corner) for name in named if name in part.maps}
     heads = {**whole.heads, where.HEAD: part.heads[where.HEAD]}
     return replace(whole, heads=heads, named={**whole.named, **named}, maps={**whole.maps, **maps})
-
-
-def _joint(spec: ModelSpec, whole: Scores, closer: Scores) -> Scores:
-    """What both looks say of the attire together: their logarithmic opinion pool (Genest and Zidek 1986).
-
-    Pictures of kinds that the model has not learned are told apart better by both than by either (docs/experiments.md).
-    """
-    first, second = (np.maximum(list(look.heads[where.HEAD].values()), SMALLEST) for look in (whole, closer))
-    pooled = first**WHOLE_SHARE * second ** (1 - WHOLE_SHARE)
-    heads = {name: np.array([[*labels.values()]]) for name, labels in whole.heads.items()}
-    scores = read_out(spec, heads | {where.HEAD: pooled[np.newaxis] / pooled.sum()}, 0)
-    maps = {
-        name: where.joined(plane, closer.maps[name], WHOLE_SHARE, scores.named[name]) if head_of(name) == where.HEAD else plane
-        for name, plane in whole.maps.items()
-    }
-    return replace(scores, maps=maps)
 
 
 def _check_cascade(scanner: Scanner) -> None:

@@ -8,6 +8,7 @@ NaN, and `nan >= threshold` is false, so everything would pass. `Session` refuse
 import hashlib
 import os
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,15 @@ def read_out(spec: ModelSpec, outputs: Mapping[str, npt.NDArray[np.floating[Any]
         age = None  # an age needs somebody who has it
     low, expected, high = age if age is not None else (None, None, None)
     return Scores(heads, named, expected, low, high, maps)
+
+
+def with_head(scores: Scores, name: str, probabilities: npt.NDArray[np.float64]) -> Scores:
+    """The same opinion with other probabilities `(labels,)` of a head of classes, and the scores that they sum to."""
+    head = Head(name, "classes", tuple(scores.heads[name]))
+    names, weights = _sums(head)
+    sums = zip(names, np.minimum(weights @ probabilities, 1.0).tolist(), strict=True)
+    labels = dict(zip(head.labels, probabilities.tolist(), strict=True))
+    return replace(scores, heads={**scores.heads, name: labels}, named={**scores.named, **dict(sums)})
 
 
 def _age(head: Head, probabilities: npt.NDArray[np.float64]) -> tuple[float, float, float]:

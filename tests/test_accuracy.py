@@ -24,7 +24,7 @@ def held_out(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Mea
         pytest.skip(str(problem))
     split = tmp_path_factory.mktemp("split") / "split.csv"
     rows = read_fold(shared_data, split, "test", load_settings(SETTINGS).licences)
-    return Measured(rows, predict(open_scanner(model), rows, shared_data))
+    return Measured(rows, predict(open_scanner(model, zoom=True), rows, shared_data))
 
 
 def test_minimal_attire_is_ranked_above_everything_else(held_out: Measured) -> None:

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from imgsafety import Scanner, load_policy
+from imgsafety.scan import together
 from tests.drawn import write_labelled
 from training.calibrate import TooFewRowsError, affordable_threshold, certified_threshold, main
 
@@ -91,6 +92,24 @@ def test_zooms_and_turns_have_thresholds_that_few_other_pictures_reach(labelled,
     paths = sorted((labelled / "clothed").iterdir())
     more = sum(one.flagged for one in with_others.scan(paths)) - sum(one.flagged for one in alone.scan(paths))
     assert 0 <= more <= 3 * 0.01 * 120  # of 120 pictures that show nothing minimal
+
+
+def test_a_threshold_is_for_what_both_looks_say_together(labelled, toy_path):
+    def write_small(path, side):
+        image = Image.new("RGB", (320, 320), "black")
+        image.paste((255, 0, 0), (0, 0, side, side))
+        image.save(path)
+
+    for number, path in enumerate(sorted((labelled / "minimal").iterdir())):
+        write_small(path, 41 + number // 4)
+    for path in sorted((labelled / "clothed").iterdir())[:10]:  # as many as keep the threshold above their own score
+        write_small(path, 40)
+    ran, output = calibrate(labelled, toy_path, "--target-miss", "0.1")
+    assert ran.exit_code == 0, ran.output
+    value = next(rule.when["minimal_attire"] for rule in load_policy(output).rules if rule.name == "minimal-attire")
+    scored = list(Scanner(toy_path, output).score(sorted((labelled / "minimal").iterdir())))
+    alone, joint = (np.array([one.scores[0].named["minimal_attire"] for one in some]) for some in (scored, map(together, scored)))
+    assert np.mean(joint >= value) >= 0.9 and np.mean(alone >= value) < 0.5
 
 
 def test_a_first_look_settles_less_than_its_promise_allows_where_second_looks_are_few(labelled, toy_path):

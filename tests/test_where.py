@@ -13,7 +13,7 @@ from imgsafety.preprocess import LOOKS
 from imgsafety.runs import decide_run, scan_run
 from imgsafety.scan import Scored, judge
 from imgsafety.store import open_to_write
-from imgsafety.where import boxes
+from imgsafety.where import boxes, pool
 from tests.toy import POLICY, toy_model
 from training.onnx_file import write_model
 
@@ -100,14 +100,29 @@ def test_a_zoom_counts_from_what_the_policy_asks_of_zooms(toy_path: Path) -> Non
 
 
 def test_both_looks_answer_for_the_whole_together(toy_path: Path) -> None:
-    (plain,) = Scanner(toy_path, parse_policy(POLICY)).score([SMALL_RED])
-    (scored,) = Scanner(toy_path, parse_policy(POLICY + ZOOMS)).score([SMALL_RED])
-    alone, (together, closer) = plain.scores[0], scored.scores
-    first, second, joint = (np.array([*scores.heads["attire"].values()]) for scores in (alone, closer, together))
-    pool = np.maximum(first, 1e-9) ** 0.8 * np.maximum(second, 1e-9) ** 0.2
-    assert joint == pytest.approx(pool / pool.sum(), abs=1e-6)
-    assert together.named["exposed"] == pytest.approx(joint[2:].sum(), abs=1e-6)
-    assert together.heads["age"] == alone.heads["age"]
+    scanner = Scanner(toy_path, parse_policy(POLICY + NOT_IN_A_ZOOM))
+    (scored,) = scanner.score([SMALL_RED])
+    whole, closer = (np.array([*scores.heads["attire"].values()]) for scores in scored.scores)
+    weights = whole**0.8 * np.maximum(closer, 0.01) ** 0.2
+    joint, _ = judge(scanner.policy, scored)
+    assert joint.minimal_attire == scanner.check(SMALL_RED).minimal_attire == pytest.approx((weights / weights.sum())[-1])
+    assert whole[-1] < joint.minimal_attire < closer[-1]
+    assert joint.minor == scored.scores[0].named["minor"]
+
+
+def test_a_decoy_that_draws_the_zoom_takes_little_from_a_sure_whole() -> None:
+    pooled = pool(np.array([0.1, 0.0, 0.0, 0.9]), np.array([1.0, 0.0, 0.0, 0.0]))
+    assert pooled.sum() == pytest.approx(1.0) and 0.69 < pooled[-1] < 0.9
+
+
+def test_without_a_zoom_of_the_policy_the_whole_answers_alone(toy_path: Path) -> None:
+    plain = parse_policy(POLICY)
+    (scored,) = Scanner(toy_path, plain, thorough=True).score([SMALL_RED])
+    assert judge(plain, replace(scored, scores=(*scored.scores[:1] * len(LOOKS),)))[0].minimal_attire == (
+        Scanner(toy_path, plain).check(SMALL_RED).minimal_attire
+    )
+    result, deciding = judge(parse_policy(POLICY + NOT_IN_A_ZOOM), scored)
+    assert deciding == 0 and result.minimal_attire > scored.scores[0].named["minimal_attire"]
 
 
 def test_maps_of_both_looks_sum_to_their_scores(toy_path: Path) -> None:
@@ -126,13 +141,24 @@ def test_a_run_without_zooms_is_not_decided_by_a_policy_that_zooms(toy_path: Pat
             decide_run(store, parse_policy(POLICY + ZOOMS))
 
 
-def test_a_run_with_zooms_is_not_decided_by_a_policy_without(toy_path: Path, tmp_path: Path) -> None:
-    # Both looks answered for its pictures; thresholds of such a policy are for the whole alone.
+def test_a_run_with_zooms_is_decided_as_a_scan_would(toy_path: Path, tmp_path: Path) -> None:
+    # It keeps what each look said, so a policy that does not zoom, and another one that does, find what they ask for.
     SMALL_RED.save(tmp_path / "a.png")
     with open_to_write(tmp_path / "run.sqlite") as store:
         list(scan_run(Scanner(toy_path, parse_policy(POLICY + ZOOMS)), store, [str(tmp_path / "a.png")]))
-        with pytest.raises(SetupError, match="with a policy that zooms"):
-            decide_run(store, parse_policy(POLICY))
+        for text in (POLICY, POLICY + NOT_IN_A_ZOOM, POLICY + ZOOMS):
+            decide_run(store, parse_policy(text))
+            (stored,), live = store.results(), Scanner(toy_path, parse_policy(text)).check(tmp_path / "a.png")
+            assert (stored.verdict, stored.minimal_attire) == (live.verdict, pytest.approx(live.minimal_attire, rel=1e-5))
+
+
+def test_a_cascade_says_why_it_is_not_decided_anew(toy_path: Path, tmp_path: Path) -> None:
+    policy = parse_policy(POLICY + ZOOMS + "\n[cascade]\nminimal_attire = 0.0\nexposed = 0.0\n")
+    SMALL_RED.save(tmp_path / "a.png")
+    with open_to_write(tmp_path / "run.sqlite") as store:
+        list(scan_run(Scanner(toy_path, policy, cascade=True), store, [str(tmp_path / "a.png")]))
+        with pytest.raises(SetupError, match="scanned with --cascade"):
+            decide_run(store, policy)
 
 
 def test_the_cascade_does_not_zoom(toy_path: Path) -> None:

@@ -31,7 +31,7 @@ from scipy import stats
 from imgsafety import Scanner
 from imgsafety.policy import parse_policy
 from imgsafety.preprocess import LOOKS
-from imgsafety.scan import Scored
+from imgsafety.scan import Scored, together
 from training.heads import EXPOSED, OLDEST
 from training.manifest import ADULT, ATTIRE_VALUES, ManifestError, Row, check_sources, load_manifest, manifest_sha256
 from training.measure import Values, rate
@@ -147,7 +147,7 @@ def calibrate(
 
     left_out: sources that are not among `rows`, for the record.
     """
-    scored = scanner.score(data / row.path for row in rows)
+    scored = map(together, scanner.score(data / row.path for row in rows))
     readable = [(row, one) for row, one in zip(rows, scored, strict=True) if not one.error]
     if len(readable) < len(rows):
         click.echo(f"left out: {len(rows) - len(readable)} of {len(rows)} files could not be judged", err=True)
@@ -217,7 +217,7 @@ def _edits_threshold(scanner: Scanner, rows: Sequence[Row], data: Path, score: s
     clothed = [row for row in rows if row.attire == "clothed"]
     reached = -math.inf
     for change in EDITS.values() if share < 1 else ():
-        scored = list(scanner.score(change(read_image(row, data)) for row in clothed))
+        scored = [together(one) for one in scanner.score(change(read_image(row, data)) for row in clothed)]
         values = _highest(scored, LOOKS[0], score)
         reached = max(reached, affordable_threshold(values, share, np.full(len(values), "clothed")))
     return reached

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imgsafety import Scanner, load_policy
+from imgsafety.scan import together
 from training.manifest import Row
 from training.measure import Values, rate
 from training.predict import open_scanner, read_image
@@ -91,7 +92,7 @@ def search(
 
 def _scores(scanner: Scanner, pictures: Sequence[Picture], score: str, zoom_factor: float) -> Values:
     factors = {"whole": 1.0, "zoom": zoom_factor}
-    looks = (zip(one.looks, one.scores, strict=True) for one in scanner.score(pictures))
+    looks = (zip(one.looks, one.scores, strict=True) for one in map(together, scanner.score(pictures)))
     return np.array([max(factors[look] * scores.named[score] for look, scores in one) for one in looks])
 
 

@@ -17,6 +17,7 @@ from imgsafety.preprocess import LOOKS
 from imgsafety.scan import Scored, judge
 from imgsafety.session import read_out
 from imgsafety.spec import ModelSpec
+from imgsafety.where import pool
 from training.heads import AGE, ATTIRE, HEADS
 from training.manifest import ADULT, Row
 from training.measure import Values, auroc_text, both_text, calibration_error, rate, recall_at
@@ -49,7 +50,7 @@ def markdown(tables: Iterable[Table]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Rows with their scores, each an array over rows: of the whole picture. `age` is the expected apparent age in years."""
+    """Rows with their scores, each an array over rows. `age` is the expected apparent age in years."""
 
     rows: Sequence[Row]
     answers: Answers
@@ -59,9 +60,16 @@ class Measured:
         return np.array([getattr(row, name) for row in self.rows])
 
     @property
+    def attire(self) -> Values:
+        """P(attire) for each label, `(rows, labels)`: what the whole and a zoom say together, where there was one."""
+        looks = [part[ATTIRE.name] for part in (self.answers.heads, self.answers.closer) if part]
+        zoomed = np.any(looks[0] != looks[-1], axis=1, keepdims=True)
+        return np.where(zoomed, pool(looks[0], looks[-1]), looks[0])
+
+    @property
     def minimal(self) -> Values:
         """P(attire = minimal)."""
-        return self.answers.heads[ATTIRE.name][:, -1]
+        return self.attire[:, -1]
 
     @property
     def age(self) -> Values:
@@ -163,7 +171,7 @@ def _ranking(name: str, scores: Values, positive: Mask) -> tuple[str, ...]:
 
 def _levels(known: Measured) -> Iterator[Table]:
     exact = known.take(np.isin(known.column("attire"), ATTIRE.labels))
-    answers = exact.answers.heads[ATTIRE.name]
+    answers = exact.attire
     truth = np.array([ATTIRE.labels.index(row.attire) for row in exact.rows])
     best = answers.argmax(axis=1)
     yield Table(
