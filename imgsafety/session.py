@@ -201,12 +201,12 @@ def read_out(spec: ModelSpec, outputs: Mapping[str, npt.NDArray[np.floating[Any]
     age: tuple[float, float, float] | None = None
     for head in spec.heads:
         probabilities = np.clip(outputs[head.name][row].astype(np.float64), 0.0, 1.0)
-        heads[head.name] = dict(zip(head.labels, probabilities.tolist(), strict=True))
-        names, weights = _sums(head)
-        named |= zip(names, np.minimum(weights @ probabilities, 1.0).tolist(), strict=True)
+        heads[head.name], of_head = _read_head(head, probabilities)
+        named |= of_head
         if head.kind == "ages":
             age = _age(head, probabilities)
         if head.name + MAP_SUFFIX in outputs:
+            names, weights = _sums(head)
             planes = np.tensordot(weights, outputs[head.name + MAP_SUFFIX][row], axes=1)
             maps |= zip(names, planes.tolist(), strict=True)
     if named.get("attire.no_person", 0.0) >= 0.5:
@@ -217,11 +217,15 @@ def read_out(spec: ModelSpec, outputs: Mapping[str, npt.NDArray[np.floating[Any]
 
 def with_head(scores: Scores, name: str, probabilities: npt.NDArray[np.float64]) -> Scores:
     """The same opinion with other probabilities `(labels,)` of a head of classes, and the scores that they sum to."""
-    head = Head(name, "classes", tuple(scores.heads[name]))
+    labels, named = _read_head(Head(name, "classes", tuple(scores.heads[name])), probabilities)
+    return replace(scores, heads={**scores.heads, name: labels}, named={**scores.named, **named})
+
+
+def _read_head(head: Head, probabilities: npt.NDArray[np.float64]) -> tuple[dict[str, float], dict[str, float]]:
+    """The probability of each label, and every score of the head."""
     names, weights = _sums(head)
-    sums = zip(names, np.minimum(weights @ probabilities, 1.0).tolist(), strict=True)
-    labels = dict(zip(head.labels, probabilities.tolist(), strict=True))
-    return replace(scores, heads={**scores.heads, name: labels}, named={**scores.named, **dict(sums)})
+    named = dict(zip(names, np.minimum(weights @ probabilities, 1.0).tolist(), strict=True))
+    return dict(zip(head.labels, probabilities.tolist(), strict=True)), named
 
 
 def _age(head: Head, probabilities: npt.NDArray[np.float64]) -> tuple[float, float, float]:
