@@ -89,8 +89,8 @@ def test_exposed_rows_are_composed_lawfully_and_never_teach_age(data):
     _, rows = data
     assert any(row.framing == "scene" and not row.adults_or_nobody for row in rows)
     drawn = examples(data, lambda row: row.exposed, 300)
-    for _, _, attire, age, _ in (drawn[index] for index in range(300)):
-        assert (age == 1).all()
+    for _, _, attire, age, _, row in (drawn[index] for index in range(300)):
+        assert (age == 1).all() and row == -1
         assert labels(attire.numpy(), ATTIRE) <= {"revealing", "minimal"}
 
 
@@ -101,7 +101,7 @@ def test_the_ground_under_an_exposed_figure_shows_adults_or_nobody(data):
 
 
 def test_examples_are_what_the_scanner_would_show(data):
-    pixels, before, attire, age, trust = examples(data, everybody, 5)[3]
+    pixels, before, attire, age, trust, _ = examples(data, everybody, 5)[3]
     assert pixels.shape == before.shape == (48, 48, 3) and pixels.dtype == before.dtype == torch.uint8
     assert not torch.equal(pixels, before)
     assert attire.shape == (len(ATTIRE.labels),) and age.shape == (len(AGE.labels),) and trust == 1.0

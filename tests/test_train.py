@@ -18,6 +18,7 @@ from imgsafety import PolicyError, Scanner, load_policy
 from imgsafety.preprocess import shrink, to_pixels
 from imgsafety.session import Session
 from tests.drawn import write_labelled
+from tests.test_encoder import write_encoder
 from tests.test_manifest import SETTINGS
 
 torch = pytest.importorskip("torch", reason="training needs torch")
@@ -335,6 +336,33 @@ def test_a_teacher_teaches_nothing_about_a_picture_whose_label_says_nothing():
     labelled, unknown = (torch.tensor(attire_target(label))[None] for label in ("clothed", ""))
     assert train.taught_loss(logits, taught, labelled).item() == pytest.approx(expected, abs=1e-5)
     assert train.taught_loss(logits, taught, unknown).item() == 0
+
+
+def test_a_head_learns_what_an_encoder_sees_and_nothing_of_that_is_kept_but_its_layers(killed, data, tmp_path):
+    shutil.copy(SMOKE, tmp_path)
+    words = ["--data", data, "--start", killed / "network.safetensors", "--device", "cpu"]
+    words += ["--encoder", write_encoder(tmp_path / "encoder.onnx")]
+    networks = []
+    for weight in (0.0, 20.0):
+        settings = tmp_path / f"weight{weight}.toml"
+        settings.write_text(f'base = "smoke.toml"\nheads = ["age"]\nencoder_weight = {weight}\n')
+        options = [*words, "--output", tmp_path / str(weight), "--settings", settings]
+        result = CliRunner().invoke(train.main, list(map(str, options)), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        networks.append(load_file(tmp_path / str(weight) / "network.safetensors"))
+    without, seeing = networks
+    assert without.keys() == seeing.keys() == load_file(killed / "network.safetensors").keys()
+    changed = {name for name in without if not torch.equal(without[name], seeing[name])}
+    assert any(name.startswith("towers.age.") for name in changed) and not any("attire" in name for name in changed)
+
+
+def test_what_an_encoder_sees_is_learned_of_pictures_that_show_one_row_alone():
+    wishes = torch.tensor([[0.0, 0.0], [1.0, 3.0]])
+    read = torch.tensor([[5.0, 5.0], [1.0, 1.0]], requires_grad=True)
+    loss = train.encoder_loss(read, wishes, torch.tensor([-1, 1]))
+    loss.backward()
+    assert loss.item() == pytest.approx(2.0) and not read.grad[0].any()
+    assert train.encoder_loss(read, wishes, torch.tensor([-1, -1])).item() == 0
 
 
 def test_an_exact_age_costs_cross_entropy():

@@ -72,8 +72,9 @@ def targets(example: Example) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.f
     return example.attire, age_distribution(low) if low == high else age_target(low, high)
 
 
-class Examples(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, float]]):
-    """Augmented examples, one per draw: pixels, the same before they were changed, attire, age, trust.
+class Examples(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, float, int]]):
+    """Augmented examples, one per draw: pixels, the same before they were changed, attire, age, trust, and the row whose picture
+    it is: its index, or -1 where the picture joins several or shows somebody exposed, from whom nothing else may be learned.
 
     Item `i` is the same for the same seed, whoever asks.
     """
@@ -98,7 +99,7 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, float]]):
     def __len__(self) -> int:
         return len(self.draws)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, float, int]:
         random = np.random.default_rng((self.seed, index))
         row = self.rows[self.draws[index]]
         if random.random() < self.plain.get(row.framing, 0.0):
@@ -110,7 +111,8 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, float]]):
         attire, age = targets(example)
         pixels, before = (torch.from_numpy(to_pixels(one, self.size).copy()) for one in (image, example.image))
         trust = self.trust.get(row.source, 1.0) if row.minor else 1.0
-        return pixels, before, torch.from_numpy(attire), torch.from_numpy(age), trust
+        alone = example.share == 1.0 and not example.exposed
+        return pixels, before, torch.from_numpy(attire), torch.from_numpy(age), trust, int(self.draws[index]) if alone else -1
 
     def _place(self, row: Row, random: augment.Random) -> Example:
         """Show the row as it is, pasted into another picture, or as one cell of a grid."""

@@ -53,6 +53,7 @@ class Settings:
     trunk: str = ""
     own_layers: int = 0
     teacher_weight: float = 0.0
+    encoder_weight: float = 0.0
     frozen_heads: tuple[str, ...] = ()
     grafted: tuple[str, ...] = ()
     heads: tuple[str, ...] = HEAD_NAMES

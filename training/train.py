@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
@@ -20,6 +22,7 @@ from torch.utils.data import DataLoader, Subset
 
 from imgsafety.preprocess import shrink
 from training.data import Examples, draw_rows
+from training.encoder import embed
 from training.heads import AGE, ATTIRE, HEADS
 from training.manifest import ADULT, Row
 from training.mix import between
@@ -51,6 +54,7 @@ UNDER_18 = torch.tensor([edge <= ADULT for edge in AGE.edges[1:]], dtype=torch.f
 @click.option("--imagenet", type=click.Path(path_type=Path), help="Keras MobileNetV2 safetensors; default: torchvision's.")
 @click.option("--start", type=click.Path(path_type=Path), help="network.safetensors to go on from, e.g. the shipped one.")
 @click.option("--teacher", type=click.Path(path_type=Path), help="network.safetensors whose answers are learned too.")
+@click.option("--encoder", type=click.Path(path_type=Path, exists=True), help="ONNX image tower of CLIP, to see what it sees.")
 @click.option("--no-pretraining", is_flag=True, help="Start from random weights (smoke runs).")
 @click.option("--leave-out", multiple=True, help="Train without this source, to measure on it: `training.evaluate --left-out`.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
@@ -62,6 +66,7 @@ def main(
     imagenet: Path | None,
     start: Path | None,
     teacher: Path | None,
+    encoder: Path | None,
     no_pretraining: bool,
     leave_out: tuple[str, ...],
     device: str,
@@ -96,7 +101,8 @@ def main(
         for head in settings.grafted if start is not None else ():
             graft(fresh, network, head)
         network = fresh
-    train(network, rows, data, output, settings, device, load_network(teacher) if teacher else None, seen, bfloat16)
+    embedded = embed(encoder, rows, data, output / "encoder.npz", settings.threads) if encoder else None
+    train(network, rows, data, output, settings, device, load_network(teacher) if teacher else None, seen, bfloat16, embedded)
 
 
 def train(
@@ -109,10 +115,12 @@ def train(
     teacher: Network | None = None,
     seen: Sequence[str] | None = (),
     bfloat16: bool = False,
+    embedded: npt.NDArray[np.float32] | None = None,
 ) -> None:
     """Run every stage, from the checkpoint in `output` if there is one; write `network.safetensors`.
 
     seen: sources that the network was trained on before, none if nobody knows, for the record in that file.
+    embedded: what a larger encoder sees in each row's picture, `(rows, numbers)`, if the trained heads shall see it too.
     """
     network.to(device).to(memory_format=torch.channels_last)
     if teacher is not None:
@@ -120,12 +128,15 @@ def train(
     freeze(network, settings)
     untaught = deepcopy(network).eval() if settings.steady_heads else None
     average = AveragedModel(network, avg_fn=get_ema_avg_fn(settings.average), use_buffers=True)
-    optimizer = _optimizer(network, settings)
+    wishes = torch.from_numpy(_standardised(embedded) if embedded is not None else np.empty((0, 0), np.float32)).to(device)
+    readers = _readers(network, settings.heads, wishes.shape[1]).to(device)
+    optimizer = _optimizer(network, readers, settings)
     sources = sorted({row.source for row in rows})
-    done = _restore(output / "checkpoint.pt", network, average, optimizer, sources, device)
+    trained = {"network": network, "average": average, "readers": readers, "optimizer": optimizer}
+    done = _restore(output / "checkpoint.pt", trained, sources, device)
     half = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16 or device.startswith("cuda"))
     started = time.monotonic()
-    for step, (pixels, before, attire, age, trust) in _batches(rows, data, settings, done):
+    for step, (pixels, before, attire, age, trust, row) in _batches(rows, data, settings, done):
         _set_rate(optimizer, settings, step)
         taught = _ask(teacher, pixels.to(device), settings.heads, half) if teacher is not None else {}
         if settings.first_every and step % settings.first_every == 0:
@@ -140,6 +151,8 @@ def train(
         losses += label_losses(logits, targets, trust.to(device), settings)
         for head in logits if teacher is not None else ():
             losses.append(settings.teacher_weight * taught_loss(logits[head], taught[head], targets[head]))
+        for head, reader in readers.items():
+            losses.append(settings.encoder_weight * encoder_loss(reader(features[head].mean(dim=(2, 3))), wishes, row.to(device)))
         losses += [decay * evidence_size(network, head) for head, decay in settings.evidence_decay.items()]
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
@@ -147,7 +160,7 @@ def train(
         optimizer.step()
         average.update_parameters(network)
         if step % settings.save_every == 0:
-            _save(output / "checkpoint.pt", network, average, optimizer, sources, step)
+            _save(output / "checkpoint.pt", trained, sources, step)
             rate = (step - done) * settings.batch_size / (time.monotonic() - started)
             shown = " ".join(f"{loss.item():.3f}" for loss in losses)
             print(f"step {step}/{_total_steps(settings)}  loss {shown}  {rate:.0f} images/s", flush=True)
@@ -211,6 +224,15 @@ def taught_loss(logits: Tensor, taught: Tensor, weights: Tensor) -> Tensor:
     informative = (weights.amin(dim=1) < 1).float()
     losses = -(taught * torch.log_softmax(logits, dim=1)).sum(dim=1) * informative
     return losses.sum() / informative.sum().clamp(min=1)
+
+
+def encoder_loss(read: Tensor, wishes: Tensor, row: Tensor) -> Tensor:
+    """Mean squared difference of what is read from features `(batch, numbers)` and what an encoder saw in the whole picture.
+
+    wishes: that of all rows. row: the index of each picture's row, or -1, which costs nothing.
+    """
+    alone = row >= 0
+    return (read[alone] - wishes[row[alone]]).square().sum() / (alone.sum().clamp(min=1) * wishes.shape[1])
 
 
 def steady_loss(mine: Tensor, theirs: Tensor) -> Tensor:
@@ -321,11 +343,22 @@ def _total_steps(settings: Settings) -> int:
     return sum(stage.examples // settings.batch_size for stage in settings.stages)
 
 
-def _optimizer(network: Network, settings: Settings) -> torch.optim.Optimizer:
+def _standardised(embedded: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    deviations = np.maximum(embedded.std(axis=0), 1e-6)
+    return np.asarray((embedded - embedded.mean(axis=0)) / deviations, dtype=np.float32)
+
+
+def _readers(network: Network, heads: Sequence[str], numbers: int) -> nn.ModuleDict:
+    """For each head a layer that reads from its features what an encoder sees, if there is one; not part of the network."""
+    channels = {head: network.evidence[head].get_parameter("weight").shape[1] for head in heads if numbers}
+    return nn.ModuleDict({head: nn.Linear(count, numbers) for head, count in channels.items()})
+
+
+def _optimizer(network: Network, readers: nn.ModuleDict, settings: Settings) -> torch.optim.Optimizer:
     backbone = [*network.layers.parameters(), *network.towers.parameters(), *network.classes.parameters()]
     groups = [
         {"params": [one for one in backbone if one.requires_grad], "scale": BACKBONE_RATE},
-        {"params": [one for one in network.evidence.parameters() if one.requires_grad], "scale": 1.0},
+        {"params": [*(one for one in network.evidence.parameters() if one.requires_grad), *readers.parameters()], "scale": 1.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
@@ -337,26 +370,21 @@ def _set_rate(optimizer: torch.optim.Optimizer, settings: Settings, step: int) -
         group["lr"] = settings.learning_rate * group["scale"] * max(rate, 0.01)
 
 
-def _save(
-    path: Path, network: Network, average: AveragedModel, optimizer: torch.optim.Optimizer, sources: list[str], step: int
-) -> None:
-    state = {"network": network.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+def _save(path: Path, trained: Mapping[str, Any], sources: list[str], step: int) -> None:
+    state = {name: part.state_dict() for name, part in trained.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({**state, "sources": sources, "step": step}, path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)  # a run killed while saving keeps the checkpoint before
 
 
-def _restore(
-    path: Path, network: Network, average: AveragedModel, optimizer: torch.optim.Optimizer, sources: list[str], device: str
-) -> int:
+def _restore(path: Path, trained: Mapping[str, Any], sources: list[str], device: str) -> int:
     if not path.is_file():
         return 0
     state = torch.load(path, map_location=device, weights_only=True)
     if state["sources"] != sources:
         raise click.ClickException(f"{path} was trained on other sources: {', '.join(state['sources'])}; name another --output")
-    network.load_state_dict(state["network"])
-    average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
+    for name, part in trained.items():
+        part.load_state_dict(state[name])
     return int(state["step"])
 
 
