@@ -28,7 +28,7 @@ from rich.table import Table
 
 from imgsafety import Scanner, find_images
 from imgsafety.decode import Limits, decode
-from imgsafety.preprocess import ZOOM, shrink, to_detail, to_pixels, whole, zoom
+from imgsafety.preprocess import ZOOM, shrink, to_detail, to_pixels, zoom
 from imgsafety.scan import DEFAULT_BATCH_SIZE
 from imgsafety.session import Session
 from imgsafety.where import HEAD
@@ -126,12 +126,11 @@ def stages(files: list[Path], rounds: int, model: str | None, provider: str) -> 
     data = [file.read_bytes() for file in files]
     side = ZOOM * size
     images = [decode(content, limits, side)[0].image for content in data]
-    details = [to_detail(image, size) for image in images]
-    pixels = np.stack([whole(detail, size) for detail in details])
+    pixels, details = np.stack([to_pixels(image, size) for image in images]), [to_detail(image, size) for image in images]
     steps: dict[str, Callable[[], object]] = {
         "read": lambda: [file.read_bytes() for file in files],
         "decode": lambda: [decode(content, limits, side) for content in data],
-        "resize": lambda: [whole(to_detail(image, size), size) for image in images],
+        "resize": lambda: [(to_pixels(image, size), to_detail(image, size)) for image in images],
         "cut for a zoom": lambda: [zoom(detail, (0.25, 0.25), size) for detail in details],
         "whole": lambda: [session.run(pixels[start : start + 16], (HEAD,)) for start in range(0, len(pixels), 16)],
         "zoom": lambda: [session.run(pixels[start : start + 16]) for start in range(0, len(pixels), 16)],

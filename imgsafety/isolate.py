@@ -23,11 +23,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from imgsafety.decode import Limits, iter_views
 from imgsafety.errors import ImageError, SetupError
-from imgsafety.preprocess import ZOOM, looks, most_detail, to_detail, to_pixels, whole
+from imgsafety.preprocess import ZOOM, looks, most_detail, to_detail, to_pixels
 from imgsafety.result import Detail, Pixels
 
 MEMORY = 4 * 1024**3  # bytes of address space; a picture of 80 million pixels needs a third of it
@@ -47,7 +46,7 @@ def prepare(content: Any, limits: Limits, size: int, thorough: bool, detailed: b
     try:
         with contextlib.closing(iter_views(content, limits, side)) as views:  # a caller's image is free again in any case
             return [
-                _seen(look, view.frame, size, detailed and look is view.image)
+                Pixels(to_pixels(look, size), view.frame, to_detail(look, size) if detailed and look is view.image else None)
                 for view in views
                 for look in looks(view.image, thorough)
             ]
@@ -55,13 +54,6 @@ def prepare(content: Any, limits: Limits, size: int, thorough: bool, detailed: b
         raise
     except Exception as problem:  # the resize is Pillow's, which raises nearly every class
         raise ImageError(f"cannot be prepared: {type(problem).__name__}: {problem}") from problem
-
-
-def _seen(look: Image.Image, frame: int | None, size: int, detailed: bool) -> Pixels:
-    if not detailed:
-        return Pixels(to_pixels(look, size), frame)
-    detail = to_detail(look, size)  # a large picture is read once, for both
-    return Pixels(whole(detail, size), frame, detail)
 
 
 @dataclass(slots=True)

@@ -49,14 +49,6 @@ def to_detail(image: Image.Image, size: int) -> Detail:
     return Detail(np.asarray(reduced, dtype=np.uint8), image.height / down, image.width / across)
 
 
-def whole(detail: Detail, size: int) -> npt.NDArray[np.uint8]:
-    """Return what `to_pixels` makes of a picture, `uint8 (size, size, 3)`, from what is reduced already."""
-    square = Image.fromarray(detail.rgb).resize(
-        (size, size), Image.Resampling.BILINEAR, (0, 0, detail.width, detail.height), REDUCING_MARGIN
-    )
-    return np.asarray(square, dtype=np.uint8)
-
-
 def zoom(detail: Detail, corner: tuple[float, float], size: int) -> npt.NDArray[np.uint8]:
     """Return what `to_pixels` makes of a picture at `ZOOM` times the size, only this part: `uint8 (size, size, 3)`.
 
@@ -64,4 +56,4 @@ def zoom(detail: Detail, corner: tuple[float, float], size: int) -> npt.NDArray[
     """
     top, left = corner[0] * detail.height, corner[1] * detail.width
     box = (left, top, left + detail.width / ZOOM, top + detail.height / ZOOM)
-    return np.asarray(Image.fromarray(detail.rgb).resize((size, size), Image.Resampling.BILINEAR, box), dtype=np.uint8)
+    return np.asarray(Image.fromarray(detail.rgb).resize((size, size), Image.Resampling.BILINEAR, box=box), dtype=np.uint8)

@@ -6,9 +6,11 @@ OpenAI's CLIP (Radford et al. 2021): floats `(batch, 3, side, side)` in; out, an
 tokens `(batch, tokens, numbers)`, the first of which is not a place.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
@@ -23,16 +25,21 @@ DEVIATION = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
 BATCH = 16
 
 
-def embed(encoder: Path, rows: Sequence[Row], folder: Path, cache: Path, threads: int) -> npt.NDArray[np.float32]:
+def embed(encoder: Path, rows: Sequence[Row], folder: Path, kept: Path, threads: int) -> npt.NDArray[np.float32]:
     """Return what the encoder sees in each row's whole picture, `(rows, numbers)`: its embedding and the mean of its places.
 
-    cache: an .npz file that keeps what was seen before, by path; a run that stops goes on from it.
+    kept: a folder where what this encoder saw stays, by path; a run that stops goes on from it. Raises `click.ClickException` for a
+    file that takes no squares of one size.
     """
+    with encoder.open("rb") as file:
+        cache = kept / f"encoder-{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}.npz"
     known = _read_cache(cache)
     unseen = [row for row in rows if row.path not in known]
     session = _open(encoder, threads)
     taken = session.get_inputs()[0]
-    side = taken.shape[2]
+    side = taken.shape[-1]
+    if taken.shape[1:] != [3, side, side] or not isinstance(side, int):
+        raise click.ClickException(f"{encoder} takes {taken.shape}; it must take (batch, 3, side, side) of a fixed side")
     for start in track(range(0, len(unseen), BATCH), "What the encoder sees", disable=not unseen):
         batch = unseen[start : start + BATCH]
         pixels = np.stack([_prepare(read_image(row, folder, side), side) for row in batch])

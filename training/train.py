@@ -58,7 +58,7 @@ UNDER_18 = torch.tensor([edge <= ADULT for edge in AGE.edges[1:]], dtype=torch.f
 @click.option("--no-pretraining", is_flag=True, help="Start from random weights (smoke runs).")
 @click.option("--leave-out", multiple=True, help="Train without this source, to measure on it: `training.evaluate --left-out`.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
-@click.option("--bfloat16", is_flag=True, help="Features in bfloat16, as always on CUDA; faster on processors with AMX or AVX-512 BF16.")
+@click.option("--bfloat16", is_flag=True, help="Features in bfloat16, as always on CUDA; faster with AMX or AVX-512 BF16.")
 def main(
     data: Path,
     output: Path,
@@ -101,7 +101,7 @@ def main(
         for head in settings.grafted if start is not None else ():
             graft(fresh, network, head)
         network = fresh
-    embedded = embed(encoder, rows, data, output / "encoder.npz", settings.threads) if encoder else None
+    embedded = embed(encoder, rows, data, output, settings.threads) if encoder else None
     train(network, rows, data, output, settings, device, load_network(teacher) if teacher else None, seen, bfloat16, embedded)
 
 
