@@ -107,6 +107,13 @@ def test_examples_are_what_the_scanner_would_show(data):
     assert attire.shape == (len(ATTIRE.labels),) and age.shape == (len(AGE.labels),) and trust == 1.0
 
 
+def test_an_example_names_its_row_unless_it_joins_several(data):
+    drawn = examples(data, lambda row: not row.exposed, 100)
+    named = [drawn[index][5] for index in range(100)]
+    assert all(row in (-1, int(drawn.draws[index])) for index, row in enumerate(named))
+    assert -1 in named and len(set(named)) > 2
+
+
 def test_an_example_depends_on_seed_and_index_alone(data):
     first, again, other = (examples(data, everybody, 30, seed) for seed in (1, 1, 2))
     assert all(torch.equal(first[index][0], again[index][0]) for index in (29, 3, 11))
