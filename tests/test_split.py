@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.drawn import draw_blocks, write_labelled
 from training.manifest import Row
-from training.split import fold_of, load_or_split, read_fold, split
+from training.split import fold_of, load_or_split, read_fold, some_of, split
 
 LICENCES = dict.fromkeys(("drawn_figures", "drawn_faces", "drawn_scenes"), "drawn")
 
@@ -79,3 +79,12 @@ def test_the_folds_of_a_folder_are_apart_and_complete(tmp_path):
     folds = [read_fold(folder, tmp_path / "split.csv", fold, LICENCES) for fold in ("train", "calibration", "test")]
     paths = [one.path for fold in folds for one in fold]
     assert len(paths) == len(set(paths)) == 7 * 8
+
+
+def test_a_greater_share_holds_all_of_a_smaller_one():
+    rows = [Row(f"{number}.png", "drawn", "CC0") for number in range(2000)]
+    fewer, more = some_of(rows, 0.25), some_of(rows, 0.5)
+    assert 400 < len(fewer) < 600 and 900 < len(more) < 1100
+    assert set(fewer) < set(more)
+    assert some_of(rows, 1) == rows
+    assert some_of(rows, 0.25, "another draw of ") != fewer

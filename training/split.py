@@ -57,12 +57,21 @@ def read_fold(data: Path, cache: Path, fold: str, licences: Mapping[str, str], l
     return [row for row, row_fold in zip(rows, folds, strict=True) if row_fold == fold and row.source not in leave_out]
 
 
+def some_of(rows: Sequence[Row], share: float, salt: str = "") -> list[Row]:
+    """Keep about `share` of the rows, drawn by a hash of their paths: a greater share holds all of a smaller one."""
+    return [row for row in rows if _hash(f"{salt}{row.path}") % 10_000 < share * 10_000]
+
+
 def fold_of(key: str) -> str:
     """Return the fold that a group's key hashes to."""
-    number = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 100
+    number = _hash(key) % 100
     if number < TEST_SHARE:
         return "test"
     return "calibration" if number < TEST_SHARE + CALIBRATION_SHARE else "train"
+
+
+def _hash(key: str) -> int:
+    return int(hashlib.sha256(key.encode()).hexdigest(), 16)
 
 
 def _thumbnail(path: Path) -> npt.NDArray[np.float32]:

@@ -39,7 +39,7 @@ from training.model import (
     seen_by,
 )
 from training.settings import Settings, load_settings
-from training.split import read_fold
+from training.split import read_fold, some_of
 
 BACKBONE_RATE = 1 / 2  # the backbone learns slower than the fresh heads
 NORM_IMAGES = 256  # real pictures from which folded batch norms get their statistics
@@ -57,6 +57,7 @@ UNDER_18 = torch.tensor([edge <= ADULT for edge in AGE.edges[1:]], dtype=torch.f
 @click.option("--encoder", type=click.Path(path_type=Path, exists=True), help="ONNX image tower of CLIP, to see what it sees.")
 @click.option("--no-pretraining", is_flag=True, help="Start from random weights (smoke runs).")
 @click.option("--leave-out", multiple=True, help="Train without this source, to measure on it: `training.evaluate --left-out`.")
+@click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Train on this share of the pictures only.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--bfloat16", is_flag=True, help="Features in bfloat16, as always on CUDA; faster with AMX or AVX-512 BF16.")
 def main(
@@ -69,11 +70,14 @@ def main(
     encoder: Path | None,
     no_pretraining: bool,
     leave_out: tuple[str, ...],
+    share: float,
     device: str,
     bfloat16: bool,
 ) -> None:
     settings = load_settings(settings_path)
-    rows = read_fold(data, output / "split.csv", "train", settings.licences, leave_out)
+    rows = some_of(read_fold(data, output / "split.csv", "train", settings.licences, leave_out), share, "share of ")
+    if not rows:
+        raise click.UsageError("no picture is left to train on")
     seen = seen_by(start, teacher)
     if leave_out and (seen is None or set(leave_out) & set(seen)):
         raise click.UsageError("--leave-out: --start and --teacher must be networks that saw nothing of the source and say so")
