@@ -10,6 +10,7 @@ CHANGES = {
     "crop": lambda image, random: augment.crop(image, 0.4, random),
     "turn": augment.turn,
     "recolour": augment.recolour,
+    "stylise": augment.stylise,
     "cover": augment.cover,
     "degrade": lambda image, random: augment.degrade(image, 48, random),
     "compress": augment.compress,

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from scipy import ndimage
 
 Random = np.random.Generator
@@ -124,6 +124,15 @@ def recolour(image: Image.Image, random: Random) -> Image.Image:
     if style < 0.22:
         return grey.convert("1").convert("RGB")
     return Image.blend(grey, image, random.uniform(0.5, 1.4)) if style < 0.6 else image
+
+
+def stylise(image: Image.Image, random: Random) -> Image.Image:
+    """Smooth areas and few levels or colours, as drawings, paintings and prints have them."""
+    smooth = (ImageFilter.MedianFilter(3), ImageFilter.MedianFilter(5), ImageFilter.ModeFilter(5))
+    image = image.filter(smooth[random.integers(len(smooth))])
+    if random.random() < 0.5:
+        return ImageOps.posterize(image, int(random.integers(2, 5)))
+    return image.quantize(int(random.integers(6, 33))).convert("RGB")
 
 
 def change_lightly(image: Image.Image, random: Random) -> Image.Image:

@@ -89,8 +89,10 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, float, int]]):
         trust: dict[str, float],
         plain_faces: float = 0.6,
         plain_scenes: float = 0.0,
+        stylised: float = 0.0,
     ) -> None:
         self.rows, self.draws, self.folder, self.size, self.seed, self.trust = rows, draws, folder, size, seed, trust
+        self.stylised = stylised
         self.plain = {"face": plain_faces, "scene": plain_scenes, "object": plain_scenes}
         grounds = [row for row in rows if row.framing in ("scene", "object") and not row.exposed]
         self.any_ground = grounds
@@ -158,6 +160,8 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, float, int]]):
         image = augment.turn(image, random)
         if random.random() < 0.8:
             image = augment.recolour(image, random)
+        if random.random() < self.stylised:
+            image = augment.stylise(image, random)
         return augment.degrade(augment.cover(image, random), max(LEAST_SIDE, SUBJECT_PIXELS / example.share), random)
 
 

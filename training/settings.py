@@ -48,6 +48,7 @@ class Settings:
     licences: dict[str, str]
     plain_faces: float = 0.6
     plain_scenes: float = 0.0
+    stylised: float = 0.0
     first_every: int = 0
     warm_up: int = 200
     trunk: str = ""

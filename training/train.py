@@ -332,8 +332,8 @@ def _batches(rows: list[Row], data: Path, settings: Settings, done: int) -> Iter
     step = 0
     for number, stage in enumerate(settings.stages):
         draws = draw_rows(rows, settings.shares | stage.shares, stage.examples, settings.seed + number)
-        plain = (settings.plain_faces, settings.plain_scenes)
-        examples = Examples(rows, draws, data, stage.size, settings.seed + number, settings.trust, *plain)
+        changes = (settings.plain_faces, settings.plain_scenes, settings.stylised)
+        examples = Examples(rows, draws, data, stage.size, settings.seed + number, settings.trust, *changes)
         steps = stage.examples // settings.batch_size
         skipped = min(max(done - step, 0), steps)
         rest = Subset(examples, range(skipped * settings.batch_size, steps * settings.batch_size))
