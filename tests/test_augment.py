@@ -90,3 +90,10 @@ def test_a_soft_window_is_opaque_in_its_middle():
     for seed in range(20):
         window = augment.soft_window(photo(), np.random.default_rng(seed))
         assert window.mode == "RGBA" and window.getpixel((60, 45))[3] == 255
+
+
+def test_a_stylised_picture_has_few_levels_or_few_colours():
+    for seed in range(20):
+        pixels = np.asarray(augment.stylise(photo(), np.random.default_rng(seed)))
+        levels = max(len(np.unique(pixels[..., channel])) for channel in range(3))
+        assert levels <= 16 or len(np.unique(pixels.reshape(-1, 3), axis=0)) <= 32

@@ -140,3 +140,15 @@ def test_a_source_without_a_share_is_named(data):
 
 def test_made_up_labels_hold_what_the_tests_need():
     assert {attire for _, _, attire, *_ in LABELS} >= {"minimal", "revealing", "clothed", "no_person"}
+
+
+def test_only_changed_pictures_are_stylised(data):
+    """Of one face: nearly as it is, it stays the same whatever the share; changed, it does not."""
+    folder, rows = data
+    face = [row for row in rows if row.framing == "face"][:1]
+
+    def pixels(plain, stylised):
+        return Examples(face, np.zeros(1, int), folder, 64, 5, {}, plain_faces=plain, stylised=stylised)[0][0]
+
+    assert torch.equal(pixels(1.0, 0.0), pixels(1.0, 1.0))
+    assert not torch.equal(pixels(0.0, 0.0), pixels(0.0, 1.0))
