@@ -1,4 +1,4 @@
-"""What would more pictures give, and what more origins? Learning curves: `python -m training.curve --data DIR --imagenet FILE`.
+"""Learning curves, what more pictures or more origins give: `python -m training.curve --data DIR --output RUN --origin SOURCE`.
 
 Two questions are asked of an origin of which training sees nothing, or a share: is somebody in minimal attire, and, of clothed
 people, is somebody under 18? Regressions answer them, on features that no label of ours has touched: those of ImageNet's
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import click
 import numpy as np
-import numpy.typing as npt
 import torch
 from rich.progress import track
 from sklearn.linear_model import LogisticRegression
@@ -24,7 +23,7 @@ from imgsafety.preprocess import to_pixels
 from training.encoder import embed
 from training.heads import ATTIRE, BORROWED
 from training.manifest import Row, check_sources, load_manifest
-from training.measure import auroc, auroc_text, recall_at
+from training.measure import Values, auroc, auroc_text, recall_at
 from training.model import build
 from training.predict import open_scanner, predict, read_image
 from training.settings import Settings, load_settings
@@ -38,7 +37,6 @@ INVERSE_DECAY = 1e-3
 CLASSES_REPEATED = 320  # as often as there are features, so that a regression gives it as much room as to all of them
 BATCH = 32
 
-Values = npt.NDArray[np.float64]
 
 
 Answer = Callable[[Row], bool | None]  # what a row's labels say; none where they do not, or may not be asked
@@ -128,10 +126,8 @@ def origin_curve(
 
     Pictures of the train fold teach. All of the source are judged where none of them taught, else those of the other folds.
     """
-    rows = [row for row in rows if answer(row) is not None]
-    own = [row for row in rows if row.source == source]
-    others, taught = ([row for row in part if folds[row.path] == "train"] for part in (_not_of(source, rows), own))
-    held = [row for row in own if folds[row.path] != "train"]
+    others, taught, held = _parts(source, [row for row in rows if answer(row) is not None], folds)
+    own = taught + held
 
     def line(what: str, draws: Sequence[Sequence[Row]], judged: Sequence[Row]) -> tuple[str, ...]:
         answers = [_ask(answer, draw, judged, known) for draw in draws]
@@ -188,8 +184,15 @@ def _spare(answer: Answer, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _can_ask(source: str, answer: Answer, rows: Sequence[Row], folds: dict[str, str]) -> bool:
-    held = [row for row in rows if row.source == source and folds[row.path] != "train"]
-    return _both(answer, held) and _both(answer, [row for row in _not_of(source, rows) if folds[row.path] == "train"])
+    others, _, held = _parts(source, rows, folds)
+    return _both(answer, held) and _both(answer, others)
+
+
+def _parts(source: str, rows: Sequence[Row], folds: dict[str, str]) -> tuple[list[Row], list[Row], list[Row]]:
+    """Of the other sources what may teach; of this one what may teach, and what is held out."""
+    own = [row for row in rows if row.source == source]
+    taught, held = ([row for row in own if (folds[row.path] == "train") is teaches] for teaches in (True, False))
+    return [row for row in _not_of(source, rows) if folds[row.path] == "train"], taught, held
 
 
 def _both(answer: Answer, rows: Sequence[Row]) -> bool:

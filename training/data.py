@@ -160,7 +160,7 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, float, int]]):
         image = augment.turn(image, random)
         if random.random() < 0.8:
             image = augment.recolour(image, random)
-        if self.stylised and random.random() < self.stylised:
+        if self.stylised and random.random() < self.stylised:  # where it is 0 nothing is drawn: older runs stay as they were
             image = augment.stylise(image, random)
         return augment.degrade(augment.cover(image, random), max(LEAST_SIDE, SUBJECT_PIXELS / example.share), random)
 
