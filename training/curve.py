@@ -37,8 +37,6 @@ INVERSE_DECAY = 1e-3
 CLASSES_REPEATED = 320  # as often as there are features, so that a regression gives it as much room as to all of them
 BATCH = 32
 
-
-
 Answer = Callable[[Row], bool | None]  # what a row's labels say; none where they do not, or may not be asked
 
 
