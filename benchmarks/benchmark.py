@@ -28,7 +28,8 @@ from rich.table import Table
 
 from imgsafety import Scanner, find_images
 from imgsafety.decode import Limits, decode
-from imgsafety.preprocess import ZOOM, shrink, to_detail, to_pixels, zoom
+from imgsafety.preprocess import LOOKS, ZOOM, shrink, to_detail, to_pixels, zoom
+from imgsafety.result import Part
 from imgsafety.scan import DEFAULT_BATCH_SIZE
 from imgsafety.session import Session
 from imgsafety.where import HEAD
@@ -124,14 +125,14 @@ def stages(files: list[Path], rounds: int, model: str | None, provider: str) -> 
     session = Session(model, provider, threads=1)
     size, first_size, limits = session.spec.size, session.spec.first_size, Limits()
     data = [file.read_bytes() for file in files]
-    side = ZOOM * size
+    side, middle = ZOOM * size, Part(0.25, 0.25, 0.5, "half")
     images = [decode(content, limits, side)[0].image for content in data]
     pixels, details = np.stack([to_pixels(image, size) for image in images]), [to_detail(image, size) for image in images]
     steps: dict[str, Callable[[], object]] = {
         "read": lambda: [file.read_bytes() for file in files],
         "decode": lambda: [decode(content, limits, side) for content in data],
         "resize": lambda: [(to_pixels(image, size), to_detail(image, size)) for image in images],
-        "cut for a zoom": lambda: [zoom(detail, (0.25, 0.25), size) for detail in details],
+        "cut for a zoom": lambda: [zoom(detail, middle, size) for detail in details],
         "whole": lambda: [session.run(pixels[start : start + 16], (HEAD,)) for start in range(0, len(pixels), 16)],
         "zoom": lambda: [session.run(pixels[start : start + 16]) for start in range(0, len(pixels), 16)],
         "first look": lambda: [session.run(shrink(pixels[start : start + 16], first_size)) for start in range(0, len(pixels), 16)],
@@ -148,7 +149,7 @@ def latency(files: list[Path], model: str | None, provider: str) -> dict[str, li
     return {
         "path": [1000 * once(lambda file=file: scanner.check(file)) for file in files],  # type: ignore[misc]
         "PIL image": [1000 * once(lambda image=image: scanner.check(image)) for image in images],  # type: ignore[misc]
-        "model alone": [1000 * once(lambda rgb=rgb: [scanner.session.run(rgb) for _ in scanner.looks]) for rgb in pixels],  # type: ignore[misc]
+        "model alone": [1000 * once(lambda rgb=rgb: [scanner.session.run(rgb) for _ in LOOKS[:2]]) for rgb in pixels],  # type: ignore[misc]
     }
 
 

@@ -16,8 +16,8 @@ a score that is missing or not finite must not read as "below the threshold"; it
     [cascade]                                # for `Scanner(cascade=True)`: all below in the first look settle a picture
     exposed = 0.02
 
-    [zoom]                                   # half of the picture is looked at more closely; scores are of both looks together,
-                                             # and the zoom's alone fire as well where they reach at least this
+    [zoom]                                   # part of the picture is looked at more closely; scores are of both looks together, and
+                                             # those of a zoom at somebody small fire alone where they reach at least this
     minimal_attire = 0.8
 
     [thorough.turn]                          # for `Scanner(thorough=True)`: in a turned picture, rules ask for at least this

@@ -11,14 +11,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from imgsafety.result import Detail
+from imgsafety.result import Detail, Part
 
 # A large picture is first reduced by whole steps (averaging blocks of pixels, JPEG while decoding), as long as this many times
 # the model's side is left: a third of the time of filtering all pixels; few verdicts change, either way (docs/performance.md).
 REDUCING_MARGIN = 1.1
-ZOOM = 2  # how much larger a zoom shows its part of the picture
+ZOOM = 2  # how much larger than the model's side a picture is kept to zoom into
 TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 LOOKS = ("whole", "zoom", *("turn",) * len(TURNS), "negative")  # what a thorough scan looks at, in this order
+CLOSER = ("half", "zoom")  # looks at a part of the picture, of which at most one is taken
 
 
 def to_pixels(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
@@ -30,6 +31,11 @@ def to_pixels(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
 def shrink(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     """Resize `uint8 (batch, side, side, 3)` to a smaller side, which is what a first look sees."""
     return np.stack([to_pixels(Image.fromarray(one), size) for one in pixels])
+
+
+def with_half(taken: tuple[str, ...]) -> tuple[str, ...]:
+    """The looks that a model takes which finds people: besides zooms, halves of pictures without anybody small."""
+    return (*taken[:1], CLOSER[0], *taken[1:]) if len(taken) > 1 else taken
 
 
 def looks(image: Image.Image, thorough: bool) -> list[Image.Image]:
@@ -49,11 +55,8 @@ def to_detail(image: Image.Image, size: int) -> Detail:
     return Detail(np.asarray(reduced, dtype=np.uint8), image.height / down, image.width / across)
 
 
-def zoom(detail: Detail, corner: tuple[float, float], size: int) -> npt.NDArray[np.uint8]:
-    """Return what `to_pixels` makes of a picture at `ZOOM` times the size, only this part: `uint8 (size, size, 3)`.
-
-    corner: top and left of the part, in fractions of the picture.
-    """
-    top, left = corner[0] * detail.height, corner[1] * detail.width
-    box = (left, top, left + detail.width / ZOOM, top + detail.height / ZOOM)
+def zoom(detail: Detail, part: Part, size: int) -> npt.NDArray[np.uint8]:
+    """Return what `to_pixels` makes of this part of a picture: `uint8 (size, size, 3)`."""
+    top, left = part.top * detail.height, part.left * detail.width
+    box = (left, top, left + part.side * detail.width, top + part.side * detail.height)
     return np.asarray(Image.fromarray(detail.rgb).resize((size, size), Image.Resampling.BILINEAR, box=box), dtype=np.uint8)

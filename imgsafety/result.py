@@ -47,6 +47,19 @@ class Detail:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a picture to look at more closely: its top, left and side, in fractions of the picture's height and width.
+
+    look: `zoom` where somebody small fills it; `half` where it is only what most is to be seen in.
+    """
+
+    top: float
+    left: float
+    side: float
+    look: str
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """A model's opinion of one frame.
 
@@ -56,6 +69,7 @@ class Scores:
     age, age_low, age_high: expected apparent age and a 90 % interval in years; none when nobody is seen.
     maps: for every named score, the share that each place of a coarse grid (rows, columns) contributes;
         it sums to the score. Empty unless asked for.
+    people: the chance that somebody is at each place of a finer grid; none from a model that does not tell, or unless asked for.
     """
 
     heads: Mapping[str, Mapping[str, float]]
@@ -64,6 +78,7 @@ class Scores:
     age_low: float | None = None
     age_high: float | None = None
     maps: Mapping[str, Grid] = field(default_factory=dict)
+    people: Grid | None = None
 
 
 @dataclass(frozen=True, slots=True)

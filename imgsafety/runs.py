@@ -24,7 +24,7 @@ from imgsafety import source
 from imgsafety.archive import Member
 from imgsafety.errors import SetupError
 from imgsafety.policy import Policy, check_fit
-from imgsafety.preprocess import LOOKS
+from imgsafety.preprocess import LOOKS, with_half
 from imgsafety.result import Result
 from imgsafety.scan import Scanner, Scored, judge
 from imgsafety.session import read_out, score_names
@@ -33,7 +33,8 @@ from imgsafety.spec import ModelSpec, from_json, to_json
 from imgsafety.store import Entry, Opinion, Seen, Store, split_columns
 
 DECIDE_BATCH = 1000
-KNOWN_LOOKS = (LOOKS[:1], LOOKS[:2], LOOKS)  # that the scores of a run can be of, in this order
+# That the scores of a run can be of, in this order.
+KNOWN_LOOKS = (LOOKS[:1], LOOKS[:2], LOOKS, with_half(LOOKS[:2]), with_half(LOOKS))
 
 
 def scan_run(

@@ -26,8 +26,8 @@ from imgsafety.errors import ImageError, ModelError, SetupError
 from imgsafety.isolate import Workers, prepare
 from imgsafety.policy import Policy, check_fit, load_policy, settled
 from imgsafety.policy import decide as apply_policy
-from imgsafety.preprocess import LOOKS, shrink, zoom
-from imgsafety.result import SEVERITY, Pixels, Result, Scores, Verdict, make_result
+from imgsafety.preprocess import CLOSER, LOOKS, shrink, with_half, zoom
+from imgsafety.result import SEVERITY, Part, Pixels, Result, Scores, Verdict, make_result
 from imgsafety.session import Session, head_of, score_names, with_head
 from imgsafety.tensor import split_tensor
 
@@ -128,7 +128,8 @@ class Scanner:
         check_fit(self.policy, self.session.spec.identity, score_names(self.session.spec), self.session.sha256)
         if cascade:
             _check_cascade(self)
-        self.looks = LOOKS if thorough else LOOKS[:2] if self.policy.zoom and not cascade else LOOKS[:1]
+        looks = LOOKS if thorough else LOOKS[:2] if self.policy.zoom and not cascade else LOOKS[:1]
+        self.looks = with_half(looks) if self.session.finds_people else looks
         if len(self.looks) > 1 and not (self.session.has_maps and where.HEAD in {head.name for head in self.session.spec.heads}):
             raise SetupError(f"{self.session.path}: the model has no map of {where.HEAD} to tell where to zoom; export it again")
         self.isolated = Workers(self.workers) if isolate else None
@@ -308,19 +309,23 @@ class Scanner:
         return [scores for batch in _batches(pixels, self.batch_size) for scores in session.run(batch, maps)]
 
     def _run_looks(self, frames: Sequence[Pixels], session: Session, maps: bool) -> list[tuple[Scores, ...]]:
-        """Look at each, and once more and closer at what has a `detail`: at the half of it that most is to be seen in.
+        """Look at each, and once more and closer at a part of what has a `detail`, see `where.focus`.
 
-        Where nothing stands out there, the first look stands for the second as well.
+        Where nothing stands out there, and for closer looks of the other kind, the first look stands for the second as well.
         """
         details = {index: frame.detail for index, frame in enumerate(frames) if frame.detail is not None}
         scores = self._run([frame.rgb for frame in frames], session, maps or (where.HEAD,) if details else maps)
-        corners = {index: corner for index in details if (corner := where.focus(scores[index]))}
-        if not maps:  # they only told where to look
-            scores = [replace(one, maps={}) for one in scores]
-        parts = [zoom(details[index], corner, session.spec.size) for index, corner in corners.items()]
-        found = zip(corners.items(), self._run(parts, session, maps), strict=True)
-        closer = {index: _closer(scores[index], part, corner) for (index, corner), part in found}
-        return [(one, closer.get(index, one)) if index in details else (one,) for index, one in enumerate(scores)]
+        parts = {index: part for index in details if (part := where.focus(scores[index]))}
+        # What only told where to look is not handed on.
+        scores = [replace(one, maps=one.maps if maps else {}, people=None) for one in scores]
+        cut = [zoom(details[index], part, session.spec.size) for index, part in parts.items()]
+        found = zip(parts.items(), self._run(cut, session, maps), strict=True)
+        closer = {(index, part.look): _closer(scores[index], one, part) for (index, part), one in found}
+        kinds = [look for look in self.looks if look in CLOSER]
+        return [
+            (one, *(closer.get((index, look), one) for look in kinds)) if index in details else (one,)
+            for index, one in enumerate(scores)
+        ]
 
     def _run_cascade(self, frames: Sequence[Pixels], session: Session) -> list[tuple[Scores, ...]]:
         """Look at fewer pixels first, and at all of them where that does not settle it."""
@@ -349,7 +354,8 @@ def judge(policy: Policy, scored: Scored, before: Scored | None = None) -> tuple
         scored, before = together(scored), together(before) if before else None
     looks = scored.looks
     # A default scan for a policy without `[zoom]` does not zoom: a run that did is decided as that scan would.
-    wanted = set(looks if policy.zoom or scored.looks_taken != LOOKS[:2] else LOOKS[:1])
+    zooms = policy.zoom or scored.looks_taken not in (LOOKS[:2], with_half(LOOKS[:2]))
+    wanted = {look for look in (looks if zooms else LOOKS[:1]) if look != CLOSER[0]}  # a half says nothing alone
     policies = {look: policy.for_look(look) for look in wanted}
     origins: dict[str, list[Scores | None]] = {look: [*_per_frame(before, look)] if before else [] for look in wanted}
     judged = [
@@ -370,13 +376,12 @@ def judge(policy: Policy, scored: Scored, before: Scored | None = None) -> tuple
 
 def together(scored: Scored) -> Scored:
     """The same, but for each whole that was zoomed into what both looks say together of the attire."""
-    if "zoom" not in scored.looks_taken:
-        return scored
-    entries, zoom_at = list(scored.scores), scored.looks_taken.index("zoom")
+    entries = list(scored.scores)
     for start in range(0, len(entries), len(scored.looks_taken)):
-        whole, closer = entries[start], entries[start + zoom_at]
-        if closer.heads != whole.heads:
-            entries[start] = _both(whole, closer)
+        whole, looks = entries[start], zip(scored.looks_taken, entries[start:], strict=False)
+        closer = [one for look, one in looks if look in CLOSER and one.heads != whole.heads]
+        if closer:
+            entries[start] = _both(whole, closer[0])
     return replace(scored, scores=tuple(entries))
 
 
@@ -415,11 +420,11 @@ def _batches(pixels: Sequence[npt.NDArray[np.uint8]], size: int) -> Iterator[npt
         yield np.stack(pixels[start : start + size])
 
 
-def _closer(whole: Scores, part: Scores, corner: tuple[float, float]) -> Scores:
-    """The whole's scores with the zoom's of attire. Not of age: somebody whose head is cut off looks young to the model."""
-    named = {name: part.named[name] for name in whole.named if head_of(name) == where.HEAD}
-    maps = {name: where.placed(part.maps[name], corner) for name in named if name in part.maps}
-    heads = {**whole.heads, where.HEAD: part.heads[where.HEAD]}
+def _closer(whole: Scores, closer: Scores, part: Part) -> Scores:
+    """The whole's scores with a part's of attire. Not of age: somebody whose head is cut off looks young to the model."""
+    named = {name: closer.named[name] for name in whole.named if head_of(name) == where.HEAD}
+    maps = {name: where.placed(closer.maps[name], part) for name in named if name in closer.maps}
+    heads = {**whole.heads, where.HEAD: closer.heads[where.HEAD]}
     return replace(whole, heads=heads, named={**whole.named, **named}, maps={**whole.maps, **maps})
 
 

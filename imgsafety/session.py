@@ -27,6 +27,7 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 MAP_SUFFIX = "_map"
+PEOPLE_MAP = "people_map"  # where somebody is, which a model may tell beside its heads
 AGE_INTERVAL = (0.05, 0.95)
 SUM_TOLERANCE = 1e-3
 
@@ -58,12 +59,13 @@ class Session:
         self._input = _check_graph(self._runtime, self.spec, self.path)
         outputs = {output.name for output in self._runtime.get_outputs()}
         self.has_maps = all(head.name + MAP_SUFFIX in outputs for head in self.spec.heads)
+        self.finds_people = PEOPLE_MAP in outputs
 
     def run(self, pixels: npt.NDArray[np.uint8], maps: bool | Collection[str] = False) -> list[Scores]:
         """Judge `uint8 (batch, side, side, 3)`; one `Scores` per row, in order. side: `spec.size`, or `spec.first_size`.
 
-        maps: also fill `Scores.maps`, of all heads or of those named; raises `ModelError` when the model was exported without.
-        Raises `ModelError` when the model's answer is not a finite distribution.
+        maps: also fill `Scores.maps`, of all heads or of those named, and `Scores.people` if the model tells; raises `ModelError`
+        when it was exported without maps. Raises `ModelError` when its answer is not a finite distribution, or a chance no chance.
         """
         size, first_size = self.spec.size, self.spec.first_size
         sides = (size, first_size) if first_size else (size,)
@@ -74,6 +76,7 @@ class Session:
         names = [head.name for head in self.spec.heads]
         if maps:
             names += [name + MAP_SUFFIX for name in names if maps is True or name in maps]
+            names += [PEOPLE_MAP] if self.finds_people else []
         try:
             answers = self._runtime.run(names, {self._input: pixels})
         except Exception as problem:  # onnxruntime raises unrelated classes of its own, also on lack of memory
@@ -81,6 +84,8 @@ class Session:
         outputs = dict(zip(names, answers, strict=True))
         for head in self.spec.heads:
             _check_distribution(head, outputs[head.name], len(pixels))
+        if PEOPLE_MAP in outputs:
+            _check_chances(outputs[PEOPLE_MAP], len(pixels))
         return [read_out(self.spec, outputs, row) for row in range(len(pixels))]
 
 
@@ -157,6 +162,11 @@ def _check_distribution(head: Head, answer: npt.NDArray[np.float32], rows: int) 
         raise ModelError(f"head {head.name!r} did not answer a finite probability distribution")
 
 
+def _check_chances(answer: npt.NDArray[np.float32], rows: int) -> None:
+    if answer.ndim != 3 or len(answer) != rows or not np.all((answer >= 0) & (answer <= 1)):  # NaN fails this too
+        raise ModelError(f"the map of people is not finite chances of shape ({rows}, rows, columns)")
+
+
 # Short names for the scores that policies and results use most.
 ALIASES = {
     "attire.minimal": "minimal_attire",
@@ -193,7 +203,8 @@ def _sums(head: Head) -> tuple[tuple[str, ...], npt.NDArray[np.float64]]:
 def read_out(spec: ModelSpec, outputs: Mapping[str, npt.NDArray[np.floating[Any]]], row: int) -> Scores:
     """Make `Scores` of one row of the heads' probabilities: the only definition of what a score means.
 
-    outputs: for every head floats `(batch, labels)`, and for maps `NAME_map (batch, labels, rows, columns)`.
+    outputs: for every head floats `(batch, labels)`, for maps `NAME_map (batch, labels, rows, columns)` and `people_map (batch,
+    rows, columns)`.
     """
     heads: dict[str, dict[str, float]] = {}
     named: dict[str, float] = {}
@@ -212,7 +223,8 @@ def read_out(spec: ModelSpec, outputs: Mapping[str, npt.NDArray[np.floating[Any]
     if named.get("attire.no_person", 0.0) >= 0.5:
         age = None  # an age needs somebody who has it
     low, expected, high = age if age is not None else (None, None, None)
-    return Scores(heads, named, expected, low, high, maps)
+    people = outputs[PEOPLE_MAP][row].tolist() if PEOPLE_MAP in outputs else None
+    return Scores(heads, named, expected, low, high, maps, people)
 
 
 def with_head(scores: Scores, name: str, probabilities: npt.NDArray[np.float64]) -> Scores:

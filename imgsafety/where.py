@@ -1,4 +1,4 @@
-"""Maps to places: which boxes a score comes from, and which half of the picture to look at more closely.
+"""Maps to places: which boxes a score comes from, and which part of the picture to look at more closely.
 
 In: a grid of shares (rows, columns) that sums to a score. Out: boxes in fractions of width and height.
 What a reader would get wrong: the boxes are as coarse as the map (a 7x7 grid at 224 pixels), and each place of the map has
@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from imgsafety.preprocess import ZOOM
-from imgsafety.result import Box, Grid, Scores
+from imgsafety.result import Box, Grid, Part, Scores
 
 HEAD = "attire"  # whose evidence tells where to look more closely
+SOMEBODY = 0.5  # chance from which on a place shows somebody
+SMALLEST, LARGEST = 0.25, 0.75  # side of a zoom: smaller has too few pixels, larger shows little more than the whole does
+FINER = 2  # times the places of a look's map, where two looks are joined
 SHARE = 0.8  # boxes cover the fewest places that hold this share of the score
 FLOOR = 0.01  # of the evidence of nobody at a place: a place without any is not worth infinitely much
 FOCUSED = 0.3  # least share of the gravest label's evidence in that half, a quarter of the places (docs/experiments.md)
@@ -37,23 +39,52 @@ def boxes(grid: Grid) -> tuple[Box, ...]:
     )
 
 
-def focus(scores: Scores) -> tuple[float, float] | None:
-    """Top and left, in fractions, of the half of the picture (half its height, half its width) that most is to be seen in.
+def focus(scores: Scores) -> Part | None:
+    """What to look at more closely: somebody small, or else the half of the picture that most is to be seen in.
 
     None where the evidence is spread over the whole picture, so that nothing small can be meant. scores: with the maps of
-    `HEAD`. What counts is the share of each label's evidence that a place has, the graver the label the more, whatever its
+    `HEAD`, and with people if the model finds them; if not, halves are the only zooms.
+    """
+    if scores.people is None:
+        return _half(scores, "zoom")
+    return _somebody(np.asarray(scores.people, dtype=np.float64)) or _half(scores, "half")
+
+
+def _somebody(people: npt.NDArray[np.float64]) -> Part | None:
+    """The square around the most people that touch each other, unless they fill the picture.
+
+    They are found where the model cannot tell yet how they are dressed; what it then sees is somebody whole.
+    """
+    rows, columns = people.shape
+    islands = _islands({(int(row), int(column)) for row, column in np.argwhere(people >= SOMEBODY)})
+    most = max(islands, key=lambda island: sum(people[place] for place in island), default=None)
+    if most is None:
+        return None
+    spans = [(min(row for row, _ in most) / rows, (max(row for row, _ in most) + 1) / rows)]
+    spans += [(min(column for _, column in most) / columns, (max(column for _, column in most) + 1) / columns)]
+    side = max(SMALLEST, *(end - start for start, end in spans))
+    if side > LARGEST:
+        return None
+    top, left = (min(max((start + end - side) / 2, 0.0), 1 - side) for start, end in spans)
+    return Part(top, left, side, "zoom")
+
+
+def _half(scores: Scores, look: str) -> Part | None:
+    """The half of height and width that most is to be seen in.
+
+    What counts is the share of each label's evidence that a place has, the graver the label the more, whatever its
     probability: small people are found where the model is not sure of them.
     """
     maps = np.array([scores.maps[f"{HEAD}.{label}"] for label in scores.heads[HEAD]])  # (labels, rows, columns), nobody first
     shares = maps / np.maximum(maps.sum(axis=(1, 2), keepdims=True), TINY)
     graver = np.tensordot(np.arange(len(shares)), shares, axes=1) / (shares[0] + FLOOR)
     rows, columns = graver.shape
-    finer, gravest = (np.kron(plane, np.ones((ZOOM, ZOOM))) for plane in (graver, shares[-1]))  # places of the zoom's own map
+    finer, gravest = (np.kron(plane, np.ones((FINER, FINER))) for plane in (graver, shares[-1]))  # a half is as many places
     windows = sliding_window_view(finer, (rows, columns)) * np.outer(_hat(rows), _hat(columns))
     row, column = np.unravel_index(np.argmax(windows.sum(axis=(2, 3))), windows.shape[:2])
-    if gravest[row : row + rows, column : column + columns].sum() / ZOOM**2 < FOCUSED:
+    if gravest[row : row + rows, column : column + columns].sum() / FINER**2 < FOCUSED:
         return None
-    return float(row) / (ZOOM * rows), float(column) / (ZOOM * columns)
+    return Part(float(row) / (FINER * rows), float(column) / (FINER * columns), 1 / FINER, look)
 
 
 def _hat(count: int) -> npt.NDArray[np.float64]:
@@ -63,15 +94,21 @@ def _hat(count: int) -> npt.NDArray[np.float64]:
     return hat
 
 
-def placed(grid: Grid, corner: tuple[float, float]) -> Grid:
-    """The map of a zoom as one of the whole picture, of twice as many places: nothing comes from where it did not look."""
+def placed(grid: Grid, part: Part) -> Grid:
+    """The map of a part as one of the whole picture, of twice as many places: nothing comes from where it did not look."""
     plane = np.asarray(grid, dtype=np.float64)
-    rows, columns = plane.shape
-    top, left = round(corner[0] * ZOOM * rows), round(corner[1] * ZOOM * columns)
-    whole = np.zeros((ZOOM * rows, ZOOM * columns))
-    whole[top : top + rows, left : left + columns] = plane
-    grown: Grid = whole.tolist()
+    down, across = (_overlaps(start, part.side, count) for start, count in zip((part.top, part.left), plane.shape, strict=True))
+    grown: Grid = (down @ plane @ across.T).tolist()
     return grown
+
+
+def _overlaps(start: float, side: float, count: int) -> npt.NDArray[np.float64]:
+    """The share of each of a part's places, columns of the answer, that lies in each of the picture's `FINER * count`."""
+    mine = start + side * np.arange(count + 1) / count
+    theirs = np.arange(FINER * count + 1)[:, np.newaxis] / (FINER * count)
+    common = np.minimum(theirs[1:], mine[1:]) - np.maximum(theirs[:-1], mine[:-1])
+    overlaps: npt.NDArray[np.float64] = np.maximum(common, 0.0) / (side / count)
+    return overlaps
 
 
 def pool(whole: npt.NDArray[np.float64], closer: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -90,7 +127,7 @@ def joined(whole: Grid, zoomed: Grid, score: float) -> Grid:
 
     zoomed: as `placed` gives it.
     """
-    planes = [np.kron(np.asarray(whole, dtype=np.float64), np.ones((ZOOM, ZOOM))), np.asarray(zoomed, dtype=np.float64)]
+    planes = [np.kron(np.asarray(whole, dtype=np.float64), np.ones((FINER, FINER))), np.asarray(zoomed, dtype=np.float64)]
     first, second = (plane / max(plane.sum(), TINY) for plane in planes)
     grown: Grid = (score * (WHOLE_SHARE * first + (1 - WHOLE_SHARE) * second)).tolist()
     return grown

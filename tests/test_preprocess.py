@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from imgsafety.preprocess import ZOOM, to_detail, to_pixels, zoom
+from imgsafety.result import Part
 
 
 @pytest.mark.parametrize("size", [(1, 1), (640, 480), (3, 2000), (32, 32)])
@@ -39,5 +40,5 @@ def test_a_zoom_is_a_part_of_the_picture_at_twice_the_side(size):
     image = Image.fromarray(waves.astype(np.uint8))
     whole, detail = to_pixels(image, ZOOM * 64).astype(int), to_detail(image, 64)
     for top, left in ((0, 0), (10, 64), (64, 30)):
-        part = zoom(detail, (top / 128, left / 128), 64)
+        part = zoom(detail, Part(top / 128, left / 128, 1 / ZOOM, "zoom"), 64)
         assert np.abs(part - whole[top : top + 64, left : left + 64]).max() <= 2  # of 255: rounding

@@ -93,6 +93,13 @@ def test_answers_that_are_not_finite_are_refused(tmp_path):
         damaged.run(pixels(RED))
 
 
+def test_chances_that_are_not_finite_are_refused(tmp_path):
+    damaged = Session(write_toy_model(tmp_path / "nan.onnx", people=NAN))
+    assert damaged.run(pixels(RED))[0].people is None  # nobody asked
+    with pytest.raises(ModelError, match="not finite chances"):
+        damaged.run(pixels(RED), maps=["attire"])
+
+
 def write(model, path, **metadata):
     if metadata:
         onnx.helper.set_model_props(model, metadata)

@@ -14,9 +14,11 @@ from imgsafety.runs import decide_run, scan_run
 from imgsafety.scan import Scored, judge
 from imgsafety.store import open_to_write
 from imgsafety.where import boxes, pool
-from tests.toy import POLICY, toy_model
+from tests.toy import POLICY, toy_model, write_toy_model
 from training.onnx_file import write_model
 
+TOO_SMALL_RED = Image.new("RGB", (320, 320), "black")  # even half of the picture shows too little of it
+TOO_SMALL_RED.paste((255, 0, 0), (240, 40, 268, 68))
 SMALL_RED = Image.new("RGB", (320, 320), "black")
 SMALL_RED.paste((255, 0, 0), (0, 0, 40, 40))
 ZOOMS = "\n[zoom]\nminimal_attire = 0.5\n"
@@ -284,3 +286,70 @@ def test_a_model_without_maps_cannot_tell_where_to_zoom(tmp_path: Path) -> None:
     assert Scanner(tmp_path / "toy.onnx", parse_policy(POLICY)).check(SMALL_RED).verdict == "allow"
     with pytest.raises(SetupError, match="no map of attire"):
         Scanner(tmp_path / "toy.onnx", parse_policy(POLICY + ZOOMS))
+
+
+@pytest.fixture(scope="module")
+def finding_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of a toy model that also tells where people are."""
+    return write_toy_model(tmp_path_factory.mktemp("finding") / "toy.onnx", people=1.0)
+
+
+@pytest.mark.parametrize("turn", [None, *Image.Transpose])
+def test_a_model_that_finds_people_zooms_to_one_that_half_the_picture_hides(
+    toy_path: Path, finding_path: Path, turn: Image.Transpose | None
+) -> None:
+    picture = TOO_SMALL_RED if turn is None else TOO_SMALL_RED.transpose(turn)
+    blind, finding = (Scanner(path, parse_policy(POLICY + ZOOMS)) for path in (toy_path, finding_path))
+    assert (blind.check(picture).verdict, finding.check(picture).verdict) == ("allow", "review")
+
+
+def test_the_map_of_a_zoom_to_somebody_lies_where_they_are(finding_path: Path) -> None:
+    result = Scanner(finding_path, parse_policy(POLICY + ZOOMS)).check(TOO_SMALL_RED, maps=True)
+    assert result.minimal_attire == pytest.approx(np.sum(result.maps["minimal_attire"]), abs=1e-5)
+    left, top, right, bottom = result.boxes["minimal_attire"][0]
+    assert left <= 240 / 320 and right >= 268 / 320 and right - left <= 0.25
+    assert top <= 40 / 320 and bottom >= 68 / 320 and bottom - top <= 0.25
+
+
+def test_the_most_people_who_touch_are_zoomed_to(finding_path: Path) -> None:
+    picture = TOO_SMALL_RED.copy()
+    picture.paste((0, 255, 0), (0, 160, 80, 320))
+    assert Scanner(finding_path, parse_policy(POLICY + ZOOMS)).check(picture).verdict == "allow"
+
+
+def test_a_half_counts_in_what_both_looks_say_and_not_by_itself(toy_path: Path, finding_path: Path) -> None:
+    # Red with some blue is nobody whom the toy finds, but evidence of what it is a shade of.
+    picture = Image.new("RGB", (320, 320), "black")
+    picture.paste((255, 0, 89), (0, 0, 60, 60))
+    blind, finding = (Scanner(path, parse_policy(POLICY + ZOOMS)) for path in (toy_path, finding_path))
+    (closer,), (half,) = blind.score([picture]), finding.score([picture])
+    assert (closer.looks, half.looks) == (("whole", "zoom"), ("whole", "half", "zoom"))
+    assert half.scores[1] == closer.scores[1] != half.scores[0] == half.scores[2] == closer.scores[0]
+    assert (blind.check(picture).verdict, finding.check(picture).verdict) == ("review", "allow")
+    assert finding.check(picture).minimal_attire == judge(parse_policy(POLICY + NOT_IN_A_ZOOM), closer)[0].minimal_attire
+
+
+def test_somebody_who_fills_the_picture_is_no_small_person(finding_path: Path) -> None:
+    (scored,) = Scanner(finding_path, parse_policy(POLICY + ZOOMS)).score([Image.new("RGB", (64, 64), "red")])
+    assert scored.looks == ("whole", "half", "zoom") and scored.scores[0] == scored.scores[2]
+
+
+def test_a_run_of_a_model_that_finds_people_is_decided_as_a_scan_would(finding_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name, picture in (("a", TOO_SMALL_RED), ("b", SMALL_RED), ("c", corner_picture())):
+        picture.save(tmp_path / "pictures" / f"{name}.png")
+    with open_to_write(tmp_path / "run.sqlite") as store:
+        list(scan_run(Scanner(finding_path, parse_policy(POLICY + ZOOMS)), store, [str(tmp_path / "pictures")]))
+        for text in (POLICY, POLICY + NOT_IN_A_ZOOM, POLICY + ZOOMS):
+            decide_run(store, parse_policy(text))
+            live = Scanner(finding_path, parse_policy(text))
+            for stored in store.results():
+                found = live.check(stored.path)
+                assert (stored.verdict, stored.minimal_attire) == (found.verdict, pytest.approx(found.minimal_attire, rel=1e-5))
+
+
+def test_a_thorough_scan_zooms_to_people_as_well(finding_path: Path) -> None:
+    scanner = Scanner(finding_path, parse_policy(POLICY + ZOOMS), thorough=True)
+    assert scanner.check(TOO_SMALL_RED).verdict == "review"
+    (scored,) = scanner.score([TOO_SMALL_RED])
+    assert scored.looks == ("whole", "half", *LOOKS[1:])

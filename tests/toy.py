@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from imgsafety.session import MAP_SUFFIX
+from imgsafety.session import MAP_SUFFIX, PEOPLE_MAP
 from imgsafety.spec import METADATA_KEY, Head, ModelSpec, to_json
 
 SIZE = 32
@@ -48,9 +48,11 @@ when = { minimal_attire = 0.5 }
 """
 
 
-def write_toy_model(path: Path, spec: ModelSpec = SPEC, factor: float = 1.0) -> Path:
-    """Write the toy model and its checksum. factor: multiplies evidence; NaN makes a damaged model."""
+def write_toy_model(path: Path, spec: ModelSpec = SPEC, factor: float = 1.0, people: float | None = None) -> Path:
+    """Write the toy model and its checksum. factor: multiplies evidence; NaN makes a damaged model. people: see `add_people`."""
     model = toy_model(spec, factor)
+    if people is not None:
+        add_people(model, people)
     data = model.SerializeToString()
     path.write_bytes(data)
     path.with_name(path.name + ".sha256").write_text(f"{hashlib.sha256(data).hexdigest()}  {path.name}\n")
@@ -100,3 +102,23 @@ def toy_model(spec: ModelSpec = SPEC, factor: float = 1.0, sides: tuple[int | st
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     helper.set_model_props(model, {METADATA_KEY: to_json(spec)})
     return model
+
+
+def add_people(model: ModelProto, factor: float = 1.0) -> None:
+    """Let the toy model tell where people are: on an 8x8 grid, wherever red or green is without blue.
+
+    factor: NaN makes a damaged one.
+    """
+    side = SIZE // GRID // 2
+    weights = factor * np.array([20, 20, -40], np.float32)[None, :, None, None]
+    model.graph.node.extend(
+        [
+            helper.make_node("AveragePool", ["planes"], ["fine"], kernel_shape=[side] * 2, strides=[side] * 2),
+            helper.make_node("Conv", ["fine", "people_weights", "people_bias"], ["people_logits"]),
+            helper.make_node("Sigmoid", ["people_logits"], ["people_plane"]),
+            helper.make_node("Squeeze", ["people_plane", "one"], [PEOPLE_MAP]),
+        ]
+    )
+    constants = {"people_weights": weights, "people_bias": np.array([-8], np.float32), "one": np.array([1], np.int64)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    model.graph.output.append(helper.make_tensor_value_info(PEOPLE_MAP, TensorProto.FLOAT, ["batch", "rows", "columns"]))

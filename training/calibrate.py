@@ -228,7 +228,7 @@ def _other_looks(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict
     scored = list(scanner.score(data / row.path for row in rows))
     origins = np.array([row.source for row in rows])
     tables = []
-    for look in dict.fromkeys(LOOKS[1:]):
+    for look in dict.fromkeys(LOOKS[1:]):  # not halves, which say nothing alone
         lines = []
         shares = recipe.get("zoom" if look == "zoom" else "thorough", {})
         for score, share in shares.items():

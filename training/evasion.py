@@ -91,7 +91,7 @@ def search(
 
 
 def _scores(scanner: Scanner, pictures: Sequence[Picture], score: str, zoom_factor: float) -> Values:
-    factors = {"whole": 1.0, "zoom": zoom_factor}
+    factors = {"whole": 1.0, "half": 0.0, "zoom": zoom_factor}  # a half counts in the whole's score alone
     looks = (zip(one.looks, one.scores, strict=True) for one in map(together, scanner.score(pictures)))
     return np.array([max(factors[look] * scores.named[score] for look, scores in one) for one in looks])
 

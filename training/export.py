@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from imgsafety.session import MAP_SUFFIX
+from imgsafety.session import MAP_SUFFIX, PEOPLE_MAP
 from imgsafety.spec import METADATA_KEY, ModelSpec, to_json
 from training.heads import HEADS
-from training.model import Network, load_network
+from training.model import FINDER_HEAD, Network, load_network
 from training.onnx_file import HALVED_SIZE, halve_weights, join_looks, write_model
 from training.settings import load_settings
 
@@ -74,11 +74,16 @@ def export(network: Network, spec: ModelSpec, output: Path, first: Network | Non
 def fold(network: Network) -> None:
     """Fold batch norms into the weights before them, and round the weights to the half precision that they are stored in."""
     network.eval().to(memory_format=torch.contiguous_format)
+    cut = network.finder_layer - len(network.layers)
     network.layers = nn.Sequential(fuse(network.layers))
     for name, tower in network.towers.items():
-        network.towers[name] = nn.Sequential(fuse(tower))
+        parts = (tower[:cut], tower[cut:]) if network.finder and name == FINDER_HEAD else (tower,)
+        network.towers[name] = nn.Sequential(*(fuse(part) for part in parts))
     for name in network.classes:
         network.classes_of(name).fold()
+    if network.finder:
+        network.finder.fold()
+        network.finder.layer = len(network.layers) + 1  # what is folded is one layer, up to where it reads
     for weight in network.parameters():
         if weight.numel() >= HALVED_SIZE:
             weight.copy_(weight.half().float())
@@ -99,7 +104,7 @@ def _to_onnx(network: Network, pixels: Tensor, spec: ModelSpec) -> onnx.ModelPro
             Answering(network).eval(),
             (pixels,),
             input_names=["pixels"],
-            output_names=names + [name + MAP_SUFFIX for name in names],
+            output_names=[*names, *(name + MAP_SUFFIX for name in names), PEOPLE_MAP],
             dynamic_shapes={"pixels": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}},
             opset_version=OPSET,
             dynamo=True,

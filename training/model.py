@@ -9,8 +9,10 @@ of the map at once; a label's probability is the sum over places. So every place
 evidence (which is attention and log-sum-exp pooling in one), a small person with strong evidence decides,
 and the same numbers, unsummed, are the map of where.
 
+A `Finder` tells beside them where people are, also those too small for a head to judge: what a zoom goes by.
+
 In: `uint8 (batch, size, size, 3)` RGB. Out: for each head probabilities `(batch, labels)`, for each head
-a map `(batch, labels, rows, columns)` that sums to them. Casting, mean and deviation are layers.
+a map `(batch, labels, rows, columns)` that sums to them, then that of people. Casting, mean and deviation are layers.
 """
 
 import json
@@ -27,13 +29,15 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torchvision import models
 
-from training.heads import BORROWED, CLASSES, HEAD_NAMES, HEADS
+from training.heads import ATTIRE, BORROWED, CLASSES, HEAD_NAMES, HEADS
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The Keras weights of a given file were trained on RGB in [-1, 1].
 KERAS_MEAN, KERAS_DEVIATION = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 KERAS_CLASSES = 1001
-SHAPE = ("own_layers", "last_layers", "sharpness", "borrowed")  # what else than its backbone a network is built from
+FINDER_HEAD = ATTIRE.name  # whose tower a finder reads: it stays near what ImageNet made, and its maps are what zooms are for
+FINDER_CHANNELS = 64
+SHAPE = ("own_layers", "last_layers", "sharpness", "borrowed", "finder_layer")  # what else a network is built from
 NONE_NAMED: Mapping[str, Any] = MappingProxyType({})  # a default that nobody can change
 
 
@@ -45,6 +49,7 @@ class Network(nn.Module):
     last_layers: the layer that a head reads, where that is not the last. sharpness: by how much a head's evidence is multiplied
     after pooling; the larger, the smaller is the evidence itself, and the more the pooling is an average (1: log-sum-exp).
     borrowed: the heads that borrow evidence from classes of ImageNet, and the factor that it is multiplied by, see `Classes`.
+    finder_layer: the layer of attire's path that a `Finder` reads besides the last; 0: there is none.
     """
 
     mean: Tensor
@@ -59,6 +64,7 @@ class Network(nn.Module):
         last_layers: Mapping[str, int] = NONE_NAMED,
         sharpness: Mapping[str, float] = NONE_NAMED,
         borrowed: Mapping[str, float] = NONE_NAMED,
+        finder_layer: int = 0,
     ) -> None:
         super().__init__()
         if padding == "keras":
@@ -82,6 +88,21 @@ class Network(nn.Module):
         self.evidence = nn.ModuleDict(evidence)
         self.borrowed = dict(borrowed)
         self.classes = nn.ModuleDict({name: Classes(name, factor, layers, ends[name]) for name, factor in borrowed.items()})
+        self.finder: Finder | None = None
+        if finder_layer:
+            self.add_finder(finder_layer)
+
+    def add_finder(self, layer: int) -> None:
+        """Give it a new `Finder`. Raises `ValueError` where its head does not have that layer for itself, or nothing after it."""
+        path = path_of(self, FINDER_HEAD)
+        if not len(self.layers) < layer < len(path):
+            raise ValueError(f"finder_layer is {layer}, not one between {len(self.layers)} and {len(path)}")
+        self.finder = Finder(layer, _channels(path[:layer]), _channels(path))
+
+    @property
+    def finder_layer(self) -> int:
+        """The layer that a finder reads besides the last; 0: there is none."""
+        return self.finder.layer if self.finder else 0
 
     @property
     def last_layers(self) -> dict[str, int]:
@@ -90,9 +111,31 @@ class Network(nn.Module):
 
     def features(self, pixels: Tensor, heads: Sequence[str] = HEAD_NAMES) -> dict[str, Tensor]:
         """The feature map `(batch, channels, rows, columns)` that each of these heads reads, by its name."""
-        scaled = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.deviation
-        shared = self.layers(scaled)
+        shared = self._shared(pixels)
         return {name: self.towers[name](shared) for name in heads}
+
+    def features_and_people(self, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """`features` of all heads, and if there is a finder the logits `(batch, rows, columns)` of people at each place."""
+        shared = self._shared(pixels)
+        others = {name: tower(shared) for name, tower in self.towers.items() if self.finder is None or name != FINDER_HEAD}
+        if self.finder is None:
+            return others, None
+        near, far = self._near_and_far(shared, self.finder.layer)
+        return {**others, FINDER_HEAD: far}, self.finder(near, far)
+
+    def read_by_finder(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The features `(batch, channels, rows, columns)` that the finder reads: at its layer, and at the end of attire's path."""
+        return self._near_and_far(self._shared(pixels), self.finder_layer)
+
+    def _near_and_far(self, shared: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        path, start = path_of(self, FINDER_HEAD), len(self.layers)
+        near = path[start:layer](shared)
+        return near, path[layer:](near)
+
+    def _shared(self, pixels: Tensor) -> Tensor:
+        scaled = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.deviation
+        shared: Tensor = self.layers(scaled)
+        return shared
 
     def places(self, features: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, float]]:
         """The name, the evidence `(batch, labels, rows * columns)` and the sharpness of each head that has features here."""
@@ -117,15 +160,19 @@ class Network(nn.Module):
         return list(self.pool(self.features(pixels)).values())
 
     def answer(self, pixels: Tensor) -> list[Tensor]:
-        """Probabilities of every head, then maps of every head: what the exported graph gives."""
-        features = self.features(pixels)
+        """Probabilities of every head, then maps of every head, then that of people: what the exported graph gives.
+
+        Without a finder nobody is anywhere.
+        """
+        features, people = self.features_and_people(pixels)
         probabilities, maps = [], []
         for name, evidence, sharpness in self.places(features):
             probability = torch.softmax(sharpness * evidence.logsumexp(dim=2), dim=1)
             place = torch.softmax(sharpness * evidence, dim=2).unflatten(2, features[name].shape[2:])
             probabilities.append(probability)
             maps.append(place * probability[:, :, None, None])
-        return probabilities + maps
+        found = torch.zeros_like(maps[0][:, 0]) if people is None else torch.sigmoid(people)
+        return [*probabilities, *maps, found]
 
 
 class Classes(nn.Module):
@@ -179,6 +226,33 @@ class Classes(nn.Module):
         self.share = torch.eye(len(weight))
 
 
+class Finder(nn.Module):
+    """The chance that somebody is at a place, of a map of twice as many places a side as the heads have.
+
+    It reads the features of a head where there are as many places (`near`) and those at its end (`far`), and changes neither.
+    """
+
+    def __init__(self, layer: int, near: int, far: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.near, self.far = (
+            nn.Sequential(nn.Conv2d(channels, FINDER_CHANNELS, 1, bias=False), nn.BatchNorm2d(FINDER_CHANNELS))
+            for channels in (near, far)
+        )
+        self.tell = nn.Conv2d(FINDER_CHANNELS, 1, 3, padding=1)
+
+    def forward(self, near: Tensor, far: Tensor) -> Tensor:
+        """Logits `(batch, rows, columns)`, as many places as `near` has."""
+        seen = self.near(near)
+        coarse = nn.functional.interpolate(self.far(far), size=seen.shape[2:], mode="bilinear")
+        logits: Tensor = self.tell(torch.relu(seen + coarse))[:, 0]
+        return logits
+
+    def fold(self) -> None:
+        """Fold batch norms."""
+        self.near, self.far = (nn.Sequential(fuse(part)) for part in (self.near, self.far))
+
+
 def build(
     backbone: str,
     weights: Path | None,
@@ -188,13 +262,14 @@ def build(
     last_layers: Mapping[str, int] = NONE_NAMED,
     sharpness: Mapping[str, float] = NONE_NAMED,
     borrowed: Mapping[str, float] = NONE_NAMED,
+    finder_layer: int = 0,
 ) -> Network:
     """Build a network on any torchvision classifier.
 
     weights: a safetensors file of Keras MobileNetV2 weights; none takes torchvision's own (a download).
     """
     classifier, padding = _read_classifier(backbone, weights, pretrained)
-    network = Network(_feature_layers(classifier), padding, dropout, own_layers, last_layers, sharpness, borrowed)
+    network = Network(_feature_layers(classifier), padding, dropout, own_layers, last_layers, sharpness, borrowed, finder_layer)
     for head in borrowed:
         network.classes_of(head).start_from(classifier)
     return network
@@ -262,17 +337,21 @@ def graft(network: Network, other: Network, head: str) -> None:
     if head in other.classes:
         network.borrowed[head] = other.borrowed[head]
         network.classes[head] = deepcopy(other.classes[head])
+    if head == FINDER_HEAD and other.finder:
+        network.finder = deepcopy(other.finder)
 
 
 def on_path_of(network: Network, head: str, own_layers: int, last_layers: Mapping[str, int]) -> Network:
     """A network in which all heads share the first layers that one head has in `network`.
 
-    That head reads and says what it did; the others start from its layers. own_layers, last_layers: as in `Network`.
+    That head reads and says what it did; the others start from its layers. Nobody is found any more. own_layers, last_layers: as in
+    `Network`.
     """
     rest = network.classes_of(head).layers if head in network.classes else ()  # of the backbone, whose end `own_layers` counts from
     layers = deepcopy(nn.Sequential(*path_of(network, head), *rest))
     other = Network(layers, network.padding, network.dropout.p, own_layers, last_layers, network.sharpness)
     graft(other, network, head)
+    other.finder = None  # a first look does not zoom
     return other
 
 

@@ -11,25 +11,27 @@ from PIL import Image
 
 from imgsafety import Policy, Scanner, Scores
 from imgsafety.decode import Limits, decode
-from imgsafety.preprocess import shrink, to_pixels
+from imgsafety.preprocess import CLOSER, shrink, to_pixels
 from imgsafety.scan import Scored
 from imgsafety.session import Session
 from training.heads import AGE, ATTIRE
 from training.manifest import Row
 
 Change = Callable[[Image.Image], Image.Image]
+Heads = dict[str, npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """One row of probabilities per manifest row and head; `(rows, labels)` float64 each. closer: the same of zooms, if any."""
+    """One row of probabilities per manifest row and head, `(rows, labels)` float64 each. closer: that of closer looks, if any."""
 
-    heads: dict[str, npt.NDArray[np.float64]]
-    closer: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    heads: Heads
+    closer: dict[str, Heads] = field(default_factory=dict)
 
     def take(self, chosen: npt.NDArray[np.bool_]) -> "Answers":
         """Keep the rows where `chosen` is true."""
-        return Answers(*({name: values[chosen] for name, values in part.items()} for part in (self.heads, self.closer)))
+        heads, *closer = ({name: values[chosen] for name, values in part.items()} for part in (self.heads, *self.closer.values()))
+        return Answers(heads, dict(zip(self.closer, closer, strict=True)))
 
 
 # Of several looks at one picture (frames, grounds under a transparent one), the one that scores highest here answers for a head.
@@ -51,10 +53,10 @@ def predict(scanner: Scanner, rows: Sequence[Row], folder: Path, change: Change 
     for row, one in zip(rows, scored, strict=True):
         if one.error:
             raise ValueError(f"{row.path}: {one.error}")
-    return Answers(_answers(scored, "whole"), _answers(scored, "zoom") if "zoom" in scanner.looks else {})
+    return Answers(_answers(scored, "whole"), {look: _answers(scored, look) for look in scanner.looks if look in CLOSER})
 
 
-def _answers(scored: Sequence[Scored], kind: str) -> dict[str, npt.NDArray[np.float64]]:
+def _answers(scored: Sequence[Scored], kind: str) -> Heads:
     looks = [[scores for look, scores in zip(one.looks, one.scores, strict=True) if look == kind] for one in scored]
     return {head: np.array([_answer(one, head, name) for one in looks]) for head, name in WORST.items()}
 

@@ -67,8 +67,8 @@ def _quantized(look: onnx.ModelProto, pixels: npt.NDArray[np.uint8]) -> onnx.Mod
         onnx.save(look, plain)
         quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
         graph = onnx.load(prepared).graph
-        heads = [f"evidence.{head.name}" for head in read_spec(look).heads]
-        kept = [node.name for node in graph.node if any(head in name for head in heads for name in node.input)]
+        last = [*(f"evidence.{head.name}" for head in read_spec(look).heads), "finder.tell"]
+        kept = [node.name for node in graph.node if any(layer in name for layer in last for name in node.input)]
         depthwise = [node.input[1] for node in _convolutions(graph) if _groups(node) > 1]
         quantize_static(
             str(prepared),

@@ -65,6 +65,7 @@ class Settings:
     last_layers: dict[str, int] = field(default_factory=dict)
     sharpness: dict[str, float] = field(default_factory=dict)
     borrowed: dict[str, float] = field(default_factory=dict)
+    finder_layer: int = 0
 
 
 def load_settings(path: Path) -> Settings:

@@ -61,10 +61,12 @@ class Measured:
 
     @property
     def attire(self) -> Values:
-        """P(attire) for each label, `(rows, labels)`: what the whole and a zoom say together, where there was one."""
-        looks = [part[ATTIRE.name] for part in (self.answers.heads, self.answers.closer) if part]
-        zoomed = np.any(looks[0] != looks[-1], axis=1, keepdims=True)
-        return np.where(zoomed, pool(looks[0], looks[-1]), looks[0])
+        """P(attire) for each label, `(rows, labels)`: what the whole and a closer look say together, where there was one."""
+        whole, *closer = (part[ATTIRE.name] for part in (self.answers.heads, *self.answers.closer.values()))
+        joint = whole
+        for look in closer:  # at most one was taken; for the others the whole stands
+            joint = np.where(np.any(look != whole, axis=1, keepdims=True), pool(whole, look), joint)
+        return joint
 
     @property
     def minimal(self) -> Values:
@@ -86,10 +88,10 @@ class Measured:
         return np.array([row.age[0] if row.age and row.age[0] == row.age[1] else np.nan for row in self.rows])
 
     def scored(self) -> list[Scored]:
-        """What a scanner knows of each row, the zoom included if there was one."""
-        parts = [part for part in (self.answers.heads, self.answers.closer) if part]
-        looks = [tuple(read_out(SPEC, part, row) for part in parts) for row in range(len(self.rows))]
-        return [Scored(None, None, (None,) * len(parts), one, looks_taken=LOOKS[: len(parts)]) for one in looks]
+        """What a scanner knows of each row, closer looks included if there were any."""
+        parts = {LOOKS[0]: self.answers.heads, **self.answers.closer}
+        looks = [tuple(read_out(SPEC, part, row) for part in parts.values()) for row in range(len(self.rows))]
+        return [Scored(None, None, (None,) * len(parts), one, looks_taken=tuple(parts)) for one in looks]
 
     def reasons(self, policy: Policy, before: Iterable[Scored | None] = repeat(None)) -> list[set[str]]:
         """The rules that each row sets off in any look; before: of edits, what came in."""

@@ -308,7 +308,8 @@ def freeze(network: Network, settings: Settings) -> None:
     network.train()
     others = [head.name for head in HEADS if head.name not in settings.heads]
     kept = [*network.layers[: settings.frozen_layers], *(network.towers[head] for head in (*settings.frozen_heads, *others))]
-    for layer in [*kept, *(network.evidence[head] for head in others)]:
+    finder = [network.finder] if network.finder else []  # taught by `training.finder`
+    for layer in [*kept, *(network.evidence[head] for head in others), *finder]:
         layer.requires_grad_(False)
         layer.train(False)
     for head in network.classes:
