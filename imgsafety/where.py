@@ -13,6 +13,7 @@ from imgsafety.result import Box, Grid, Part, Scores
 
 HEAD = "attire"  # whose evidence tells where to look more closely
 SOMEBODY = 0.5  # chance from which on a place shows somebody
+SURELY = 2.0  # chances of all places of somebody together, from where on they are worth a look
 SMALLEST, LARGEST = 0.25, 0.75  # side of a zoom: smaller has too few pixels, larger shows little more than the whole does
 FINER = 2  # times the places of a look's map, where two looks are joined
 SHARE = 0.8  # boxes cover the fewest places that hold this share of the score
@@ -57,9 +58,11 @@ def _somebody(people: npt.NDArray[np.float64]) -> Part | None:
     """
     rows, columns = people.shape
     islands = _islands({(int(row), int(column)) for row, column in np.argwhere(people >= SOMEBODY)})
-    most = max(islands, key=lambda island: sum(people[place] for place in island), default=None)
-    if most is None:
+    sums = {sum(people[place] for place in island): island for island in islands}
+    surest = max(sums, default=0.0)
+    if surest < SURELY:
         return None
+    most = sums[surest]
     spans = [(min(row for row, _ in most) / rows, (max(row for row, _ in most) + 1) / rows)]
     spans += [(min(column for _, column in most) / columns, (max(column for _, column in most) + 1) / columns)]
     side = max(SMALLEST, *(end - start for start, end in spans))

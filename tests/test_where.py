@@ -18,7 +18,7 @@ from tests.toy import POLICY, toy_model, write_toy_model
 from training.onnx_file import write_model
 
 TOO_SMALL_RED = Image.new("RGB", (320, 320), "black")  # even half of the picture shows too little of it
-TOO_SMALL_RED.paste((255, 0, 0), (240, 40, 268, 68))
+TOO_SMALL_RED.paste((255, 0, 0), (240, 40, 270, 70))
 SMALL_RED = Image.new("RGB", (320, 320), "black")
 SMALL_RED.paste((255, 0, 0), (0, 0, 40, 40))
 ZOOMS = "\n[zoom]\nminimal_attire = 0.5\n"
@@ -307,8 +307,8 @@ def test_the_map_of_a_zoom_to_somebody_lies_where_they_are(finding_path: Path) -
     result = Scanner(finding_path, parse_policy(POLICY + ZOOMS)).check(TOO_SMALL_RED, maps=True)
     assert result.minimal_attire == pytest.approx(np.sum(result.maps["minimal_attire"]), abs=1e-5)
     left, top, right, bottom = result.boxes["minimal_attire"][0]
-    assert left <= 240 / 320 and right >= 268 / 320 and right - left <= 0.25
-    assert top <= 40 / 320 and bottom >= 68 / 320 and bottom - top <= 0.25
+    assert left <= 240 / 320 and right >= 270 / 320 and right - left <= 0.25
+    assert top <= 40 / 320 and bottom >= 70 / 320 and bottom - top <= 0.25
 
 
 def test_the_most_people_who_touch_are_zoomed_to(finding_path: Path) -> None:
@@ -327,6 +327,13 @@ def test_a_half_counts_in_what_both_looks_say_and_not_by_itself(toy_path: Path, 
     assert half.scores[1] == closer.scores[1] != half.scores[0] == half.scores[2] == closer.scores[0]
     assert (blind.check(picture).verdict, finding.check(picture).verdict) == ("review", "allow")
     assert finding.check(picture).minimal_attire == judge(parse_policy(POLICY + NOT_IN_A_ZOOM), closer)[0].minimal_attire
+
+
+def test_a_spot_is_nobody(finding_path: Path) -> None:
+    spot = Image.new("RGB", (320, 320), "black")
+    spot.paste((255, 0, 0), (240, 40, 260, 60))
+    scanner = Scanner(finding_path, parse_policy(POLICY + ZOOMS))
+    assert scanner.check(spot).verdict == "allow" and scanner.check(TOO_SMALL_RED).verdict == "review"
 
 
 def test_somebody_who_fills_the_picture_is_no_small_person(finding_path: Path) -> None:

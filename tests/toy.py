@@ -105,11 +105,11 @@ def toy_model(spec: ModelSpec = SPEC, factor: float = 1.0, sides: tuple[int | st
 
 
 def add_people(model: ModelProto, factor: float = 1.0) -> None:
-    """Let the toy model tell where people are: on an 8x8 grid, wherever red or green is without blue.
+    """Let the toy model tell where people are: on a 16x16 grid, wherever red or green is without blue.
 
     factor: NaN makes a damaged one.
     """
-    side = SIZE // GRID // 2
+    side = SIZE // GRID // 4
     weights = factor * np.array([20, 20, -40], np.float32)[None, :, None, None]
     model.graph.node.extend(
         [

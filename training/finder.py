@@ -9,7 +9,7 @@ nothing. Writes `network.safetensors`. It takes eight minutes of two cores.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -91,9 +91,8 @@ class Canvases(Dataset[tuple[Tensor, Tensor, Tensor]]):
         people = [row for row in rows if row.framing == "face" or row.attire in ("clothed", "revealing", "minimal")]
         self.alone = _by_origin([row for row in people if row.framing in ("face", "figure")])
         self.scenes = [row for row in people if row.framing == "scene"]
-        # No catalogue garments: underwear is not laid beside people who may be children, though nobody wears it.
-        self.things = [row for row in rows if row.attire == "no_person" and row.framing != "figure"]
-        if not (self.alone and self.scenes and self.things):
+        self.things = [row for row in rows if row.attire == "no_person"]
+        if not (self.alone and self.scenes and any(row.framing != "figure" for row in self.things)):
             raise click.UsageError("to find people takes figures or faces, scenes with people, and pictures of nobody")
 
     def __len__(self) -> int:
@@ -114,11 +113,11 @@ class Canvases(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return pixels, torch.from_numpy(canvas.places), torch.from_numpy(canvas.groups)
 
     def _pasted(self, random: augment.Random) -> Canvas:
-        ground = self._thing(random)
-        plain = ground.image.mode == "RGBA" or random.random() < 0.1
-        canvas = self._canvas(augment.plain_ground(random) if plain else ground.image)
+        canvas = self._canvas(augment.plain_ground(random))
+        if random.random() < 0.8:
+            canvas.lay(_grounded(self._thing(random, canvas.joint), random), (0, 0, SIDE, SIDE))
         for _ in range(int(random.choice([0, 1, 1, 1, 2, 3]))):
-            part = self._somebody(random, canvas.joint) if random.random() < 0.65 else self._thing(random)
+            part = self._somebody(random, canvas.joint) if random.random() < 0.65 else self._thing(random, canvas.joint)
             scale = SIDE * math.exp(random.uniform(math.log(0.14), math.log(0.7))) / max(part.image.size)
             stretch = math.exp(random.uniform(-0.25, 0.25))
             size = (min(SIDE - 1, int(part.image.width * scale * stretch)), min(SIDE - 1, int(part.image.height * scale / stretch)))
@@ -131,13 +130,13 @@ class Canvases(Dataset[tuple[Tensor, Tensor, Tensor]]):
         cell = SIDE // rows
         canvas = self._canvas(augment.plain_ground(random))
         for place in range(rows * rows):
-            part = self._somebody(random, canvas.joint) if random.random() < 0.35 else self._thing(random)
+            part = self._somebody(random, canvas.joint) if random.random() < 0.35 else self._thing(random, canvas.joint)
             canvas.lay(_grounded(part, random), (place % rows * cell, place // rows * cell, cell, cell))
         return canvas
 
     def _whole(self, random: augment.Random) -> Canvas:
         canvas = self._canvas(augment.plain_ground(random))
-        part = self._somebody(random, canvas.joint) if random.random() < 0.6 else self._thing(random)
+        part = self._somebody(random, canvas.joint) if random.random() < 0.6 else self._thing(random, canvas.joint)
         canvas.lay(_flipped(_grounded(part, random), random), (0, 0, SIDE, SIDE))
         return canvas
 
@@ -149,7 +148,7 @@ class Canvases(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def _somebody(self, random: augment.Random, joint: Example) -> Part:
         """Somebody who may be in the picture: nobody exposed where somebody is already, and nobody else beside them."""
         if joint.exposed:
-            return self._thing(random)
+            return self._thing(random, joint)
         if random.random() < 0.4:
             rows = self.scenes
         else:
@@ -157,7 +156,7 @@ class Canvases(Dataset[tuple[Tensor, Tensor, Tensor]]):
             rows = self.alone[random.choice(len(self.alone), p=weights / weights.sum())]
         row = rows[random.integers(len(rows))]
         if row.exposed and joint.age != NOBODY:
-            return self._thing(random)
+            return self._thing(random, joint)
         example = read_example(row, self.folder, self.size)
         if row.framing == "scene":
             return Part(example, augment.crop(example.image, 0.7, random) if random.random() < 0.3 else example.image, UNKNOWN)
@@ -168,8 +167,12 @@ class Canvases(Dataset[tuple[Tensor, Tensor, Tensor]]):
             return Part(example, augment.soft_window(example.image, random), SOMEBODY)
         return Part(example, augment.crop(example.image, 0.6, random) if random.random() < 0.5 else example.image, SOMEBODY)
 
-    def _thing(self, random: augment.Random) -> Part:
-        example = read_example(self.things[random.integers(len(self.things))], self.folder, self.size)
+    def _thing(self, random: augment.Random, joint: Example) -> Part:
+        """Nobody. A catalogue's garments, underwear among them, count as exposed: they lie beside things only."""
+        row = self.things[random.integers(len(self.things))]
+        while row.framing == "figure" and joint.age != NOBODY:
+            row = self.things[random.integers(len(self.things))]
+        example = replace(read_example(row, self.folder, self.size), exposed=row.framing == "figure")
         if random.random() < 0.5 and (cut := augment.cut_out(example.image)) is not None:
             return Part(example, cut, EMPTY)
         return Part(example, augment.crop(example.image, 0.5, random) if random.random() < 0.5 else example.image, EMPTY)
