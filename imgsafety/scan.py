@@ -59,7 +59,7 @@ class Scored:
 
     scores: one entry per frame of an animation, per ground under a transparent picture, per look at each of these.
     frames: the frame that each entry is of; none for a still picture. skipped: nobody wanted its scores.
-    looks_taken: what the entries of each are looks at, names of `preprocess.LOOKS` in that order.
+    looks_taken: what the entries of each are looks at, names of `preprocess.LOOKS` in that order (see also `with_half`).
     """
 
     path: str | None

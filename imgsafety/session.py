@@ -29,7 +29,7 @@ PROVIDERS = {
 MAP_SUFFIX = "_map"
 PEOPLE_MAP = "people_map"  # where somebody is, which a model may tell beside its heads
 AGE_INTERVAL = (0.05, 0.95)
-SUM_TOLERANCE = 1e-3
+ROUNDING = 1e-3  # by which a sum of probabilities may miss 1, and a chance exceed it: the runtime rounds
 
 
 def shipped_model() -> Path:
@@ -158,12 +158,12 @@ def _check_distribution(head: Head, answer: npt.NDArray[np.float32], rows: int) 
     if answer.shape != (rows, len(head.labels)):
         raise ModelError(f"head {head.name!r} answered shape {answer.shape}, not ({rows}, {len(head.labels)})")
     # Written so that NaN fails it: every comparison with NaN is false.
-    if not (np.all(answer >= 0) and np.all(np.abs(answer.sum(axis=1) - 1) < SUM_TOLERANCE)):
+    if not (np.all(answer >= 0) and np.all(np.abs(answer.sum(axis=1) - 1) < ROUNDING)):
         raise ModelError(f"head {head.name!r} did not answer a finite probability distribution")
 
 
 def _check_chances(answer: npt.NDArray[np.float32], rows: int) -> None:
-    if answer.ndim != 3 or len(answer) != rows or not np.all((answer >= 0) & (answer <= 1)):  # NaN fails this too
+    if answer.ndim != 3 or len(answer) != rows or not np.all((answer > -ROUNDING) & (answer < 1 + ROUNDING)):  # NaN fails too
         raise ModelError(f"the map of people is not finite chances of shape ({rows}, rows, columns)")
 
 

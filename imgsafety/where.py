@@ -58,11 +58,10 @@ def _somebody(people: npt.NDArray[np.float64]) -> Part | None:
     """
     rows, columns = people.shape
     islands = _islands({(int(row), int(column)) for row, column in np.argwhere(people >= SOMEBODY)})
-    sums = {sum(people[place] for place in island): island for island in islands}
-    surest = max(sums, default=0.0)
+    weighed = [(float(sum(people[place] for place in island)), island) for island in islands]
+    surest, most = max(weighed, key=lambda pair: pair[0], default=(0.0, set()))
     if surest < SURELY:
         return None
-    most = sums[surest]
     spans = [(min(row for row, _ in most) / rows, (max(row for row, _ in most) + 1) / rows)]
     spans += [(min(column for _, column in most) / columns, (max(column for _, column in most) + 1) / columns)]
     side = max(SMALLEST, *(end - start for start, end in spans))

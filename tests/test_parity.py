@@ -62,6 +62,10 @@ def test_the_file_answers_what_the_network_answers(exported, batch, side):
     assert np.abs(age - [list(one.heads["age"].values()) for one in scores]).max() < TOLERANCE
 
 
+def test_a_file_of_a_network_without_a_finder_promises_none(exported):
+    assert not exported[1].finds_people
+
+
 def test_the_maps_of_the_file_add_up_to_its_scores(exported):
     pixels = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3)).astype(np.uint8)
     for scores in exported[1].run(pixels, maps=True):

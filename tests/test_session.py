@@ -7,9 +7,9 @@ import onnx
 import pytest
 
 from imgsafety import ModelError, SetupError
-from imgsafety.session import PROVIDERS, Session, score_names
+from imgsafety.session import PEOPLE_MAP, PROVIDERS, Session, score_names
 from imgsafety.spec import METADATA_KEY, Head
-from tests.toy import AGE, ATTIRE, SIZE, SPEC, toy_model, write_toy_model
+from tests.toy import AGE, ATTIRE, SIZE, SPEC, add_people, toy_model, write_toy_model
 
 NAN, RED, GREEN, BLUE = float("nan"), (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -98,6 +98,23 @@ def test_chances_that_are_not_finite_are_refused(tmp_path):
     assert damaged.run(pixels(RED))[0].people is None  # nobody asked
     with pytest.raises(ModelError, match="not finite chances"):
         damaged.run(pixels(RED), maps=["attire"])
+
+
+@pytest.mark.parametrize(("factor", "accepted"), [(1.0001, True), (1.1, False)])
+def test_chances_may_be_rounded_and_no_more(tmp_path, factor, accepted):
+    # onnxruntime's own sigmoid answers 1.0000001 now and then.
+    model = toy_model()
+    add_people(model)
+    last = next(node for node in model.graph.node if PEOPLE_MAP in node.output)
+    last.output[0] = "rounded"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(factor), "factor"))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["rounded", "factor"], [PEOPLE_MAP]))
+    session = Session(write(model, tmp_path / "toy.onnx"))
+    if accepted:
+        assert np.max(session.run(pixels(RED), maps=True)[0].people) == pytest.approx(factor, abs=1e-4)
+    else:
+        with pytest.raises(ModelError, match="not finite chances"):
+            session.run(pixels(RED), maps=True)
 
 
 def write(model, path, **metadata):

@@ -29,15 +29,16 @@ PARITY = 1e-4
 
 
 class Answering(nn.Module):
-    """`Network.answer` as a forward pass."""
+    """`Network.answer` as a forward pass. people: with the map of people, which a file without a finder does not promise."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, people: bool) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.people = network, people
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """See `Network.answer`."""
-        return tuple(self.network.answer(pixels))
+        answers = self.network.answer(pixels)
+        return tuple(answers if self.people else answers[:-1])
 
 
 @click.command(help=__doc__)
@@ -60,10 +61,12 @@ def export(network: Network, spec: ModelSpec, output: Path, first: Network | Non
     networks = [network, first or network]
     for one in set(networks):
         fold(one)
+    # Both looks of a file answer alike: a first look finds nobody, if the whole finds somebody.
+    answering = [Answering(one, people=network.finder is not None).eval() for one in networks]
     pixels = [torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8) for side in (spec.size, spec.first_size)]
-    model = join_looks(*(_to_onnx(one, pixels[0], spec) for one in (network, first) if one is not None))
+    model = join_looks(*(_to_onnx(one, pixels[0], spec) for one in (answering if first else answering[:1])))
     runtime = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    difference = max(_difference(one, runtime, some) for one, some in zip(networks, pixels, strict=True))
+    difference = max(_difference(one, runtime, some) for one, some in zip(answering, pixels, strict=True))
     if not difference < PARITY:  # NaN fails this too
         raise ValueError(f"the exported model differs from the network by {difference}")
     write_model(model, output)
@@ -90,21 +93,22 @@ def fold(network: Network) -> None:
 
 
 @torch.no_grad()
-def _difference(network: Network, runtime: onnxruntime.InferenceSession, pixels: Tensor) -> float:
+def _difference(network: Answering, runtime: onnxruntime.InferenceSession, pixels: Tensor) -> float:
     answers = runtime.run(None, {"pixels": pixels.numpy()})
-    return max(float(np.abs(wanted.numpy() - found).max()) for wanted, found in zip(network.answer(pixels), answers, strict=True))
+    return max(float(np.abs(wanted.numpy() - found).max()) for wanted, found in zip(network(pixels), answers, strict=True))
 
 
-def _to_onnx(network: Network, pixels: Tensor, spec: ModelSpec) -> onnx.ModelProto:
-    names = [head.name for head in HEADS]
+def _to_onnx(network: Answering, pixels: Tensor, spec: ModelSpec) -> onnx.ModelProto:
+    heads = [head.name for head in HEADS]
+    names = [*heads, *(name + MAP_SUFFIX for name in heads), *([PEOPLE_MAP] if network.people else [])]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         program = torch.onnx.export(
-            Answering(network).eval(),
+            network,
             (pixels,),
             input_names=["pixels"],
-            output_names=[*names, *(name + MAP_SUFFIX for name in names), PEOPLE_MAP],
+            output_names=names,
             dynamic_shapes={"pixels": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}},
             opset_version=OPSET,
             dynamo=True,
