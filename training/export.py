@@ -80,6 +80,7 @@ def fold(network: Network) -> None:
     cut = network.finder_layer - len(network.layers)
     network.layers = nn.Sequential(fuse(network.layers))
     for name, tower in network.towers.items():
+        assert isinstance(tower, nn.Sequential)
         parts = (tower[:cut], tower[cut:]) if network.finder and name == FINDER_HEAD else (tower,)
         network.towers[name] = nn.Sequential(*(fuse(part) for part in parts))
     for name in network.classes:
