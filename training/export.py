@@ -29,7 +29,7 @@ PARITY = 1e-4
 
 
 class Answering(nn.Module):
-    """`Network.answer` as a forward pass. people: with the map of people, which a file without a finder does not promise."""
+    """`Network.answer` as a forward pass. people: with a map of people in any case, on which nobody is where there is no finder."""
 
     def __init__(self, network: Network, people: bool) -> None:
         super().__init__()
@@ -38,7 +38,9 @@ class Answering(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """See `Network.answer`."""
         answers = self.network.answer(pixels)
-        return tuple(answers if self.people else answers[:-1])
+        if self.people and self.network.finder is None:
+            answers.append(torch.zeros_like(answers[-1][:, 0]))
+        return tuple(answers)
 
 
 @click.command(help=__doc__)

@@ -160,10 +160,7 @@ class Network(nn.Module):
         return list(self.pool(self.features(pixels)).values())
 
     def answer(self, pixels: Tensor) -> list[Tensor]:
-        """Probabilities of every head, then maps of every head, then that of people: what the exported graph gives.
-
-        Without a finder nobody is anywhere.
-        """
+        """Probabilities of every head, then maps of every head, then that of people if there is a finder."""
         features, people = self.features_and_people(pixels)
         probabilities, maps = [], []
         for name, evidence, sharpness in self.places(features):
@@ -171,8 +168,7 @@ class Network(nn.Module):
             place = torch.softmax(sharpness * evidence, dim=2).unflatten(2, features[name].shape[2:])
             probabilities.append(probability)
             maps.append(place * probability[:, :, None, None])
-        found = torch.zeros_like(maps[0][:, 0]) if people is None else torch.sigmoid(people)
-        return [*probabilities, *maps, found]
+        return probabilities + maps + ([] if people is None else [torch.sigmoid(people)])
 
 
 class Classes(nn.Module):
