@@ -29,15 +29,7 @@ def boxes(grid: Grid) -> tuple[Box, ...]:
     plane = np.asarray(grid, dtype=np.float64)
     rows, columns = plane.shape
     found = sorted(_islands(_carrying(plane)), key=lambda island: -sum(plane[place] for place in island))
-    return tuple(
-        (
-            min(column for _, column in island) / columns,
-            min(row for row, _ in island) / rows,
-            (max(column for _, column in island) + 1) / columns,
-            (max(row for row, _ in island) + 1) / rows,
-        )
-        for island in found
-    )
+    return tuple(_around(island, rows, columns) for island in found)
 
 
 def focus(scores: Scores) -> Part | None:
@@ -48,27 +40,30 @@ def focus(scores: Scores) -> Part | None:
     """
     if scores.people is None:
         return _half(scores, "zoom")
-    return _somebody(np.asarray(scores.people, dtype=np.float64)) or _half(scores, "half")
+    return _somebody(scores.people) or _half(scores, "half")
 
 
-def _somebody(people: npt.NDArray[np.float64]) -> Part | None:
+def _somebody(people: Grid) -> Part | None:
     """The square around the most people that touch each other, unless they fill the picture.
 
     They are found where the model cannot tell yet how they are dressed; what it then sees is somebody whole.
     """
-    rows, columns = people.shape
-    islands = _islands({(int(row), int(column)) for row, column in np.argwhere(people >= SOMEBODY)})
-    weighed = [(float(sum(people[place] for place in island)), island) for island in islands]
+    chances = {(row, column): chance for row, line in enumerate(people) for column, chance in enumerate(line)}
+    islands = _islands({place for place, chance in chances.items() if chance >= SOMEBODY})
+    weighed = [(sum(chances[place] for place in island), island) for island in islands]
     surest, most = max(weighed, key=lambda pair: pair[0], default=(0.0, set()))
     if surest < SURELY:
         return None
-    spans = [(min(row for row, _ in most) / rows, (max(row for row, _ in most) + 1) / rows)]
-    spans += [(min(column for _, column in most) / columns, (max(column for _, column in most) + 1) / columns)]
-    side = max(SMALLEST, *(end - start for start, end in spans))
+    left, top, right, bottom = _around(most, len(people), len(people[0]))
+    side = max(SMALLEST, bottom - top, right - left)
     if side > LARGEST:
         return None
-    top, left = (min(max((start + end - side) / 2, 0.0), 1 - side) for start, end in spans)
-    return Part(top, left, side, "zoom")
+    return Part(_start(top, bottom, side), _start(left, right, side), side, "zoom")
+
+
+def _start(start: float, end: float, side: float) -> float:
+    """Where a side begins that has the middle of start and end in its own, as far as the picture allows."""
+    return min(max((start + end - side) / 2, 0.0), 1 - side)
 
 
 def _half(scores: Scores, look: str) -> Part | None:
@@ -133,6 +128,12 @@ def joined(whole: Grid, zoomed: Grid, score: float) -> Grid:
     first, second = (plane / max(plane.sum(), TINY) for plane in planes)
     grown: Grid = (score * (WHOLE_SHARE * first + (1 - WHOLE_SHARE) * second)).tolist()
     return grown
+
+
+def _around(island: set[tuple[int, int]], rows: int, columns: int) -> Box:
+    """The box of an island of places (row, column) on a map of so many."""
+    down, across = zip(*island, strict=True)
+    return min(across) / columns, min(down) / rows, (max(across) + 1) / columns, (max(down) + 1) / rows
 
 
 def _carrying(plane: npt.NDArray[np.float64]) -> set[tuple[int, int]]:

@@ -81,7 +81,7 @@ def test_canvases_are_the_same_for_the_same_seed_and_know_both_kinds_of_places(d
     for index in range(len(first)):
         pixels, known, groups = first[index]
         assert pixels.shape == (64, 64, 3) and known.shape == groups.shape == (PLACES, PLACES)
-        assert all(torch.equal(one, other) for one, other in zip(first[index], second[index], strict=True)) or index > 5
+        assert all(torch.equal(one, other) for one, other in zip(first[index], second[index], strict=True))
         assert ((groups == 0) | (known == UNKNOWN)).all()
         places.append(known)
     assert {EMPTY, SOMEBODY, UNKNOWN} <= set(torch.stack(places).unique().tolist())
@@ -105,11 +105,11 @@ def taught(data, tmp_path_factory):
     stages = "stages = [{ size = 64, examples = 480 }]\n"
     own = "finder_layer = 14\nown_layers = 8\nlearning_rate = 1e-2\nwarm_up = 1\n"
     (folder / "finder.toml").write_text('base = "smoke.toml"\n' + own + stages)
+    (folder / "short.toml").write_text('base = "smoke.toml"\nown_layers = 8\nstages = [{ size = 64, examples = 16 }]\n')
     for program, name, more in (
         (train, "run", ["--no-pretraining", "--settings", folder / "short.toml"]),
         (finder, "finder", ["--start", folder / "run" / "network.safetensors", "--settings", folder / "finder.toml"]),
     ):
-        (folder / "short.toml").write_text('base = "smoke.toml"\nown_layers = 8\nstages = [{ size = 64, examples = 16 }]\n')
         words = ["--data", data, "--output", folder / name, "--device", "cpu", *more]
         result = CliRunner().invoke(program.main, list(map(str, words)), catch_exceptions=False)
         assert result.exit_code == 0, result.output

@@ -28,7 +28,7 @@ from training.manifest import Row
 from training.model import Network, load_network, seen_by
 from training.settings import Settings, load_settings
 from training.split import read_fold
-from training.train import save_network
+from training.train import rate_at, save_network, total_steps, unless_left_out
 
 EMPTY, SOMEBODY, UNKNOWN = 0, 1, -1  # what is known of a place
 SIDE = 448  # of a canvas in pixels: what is pasted is reduced with it, as a small person in a picture is
@@ -146,7 +146,7 @@ class Canvases(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return Canvas(Example(image, attire_target("no_person"), NOBODY), places, np.zeros_like(places))
 
     def _somebody(self, random: augment.Random, joint: Example) -> Part:
-        """Somebody who may be in the picture: nobody exposed where somebody is already, and nobody else beside them."""
+        """Somebody who may be in the picture, else a thing: nobody exposed where somebody is already, nobody else beside them."""
         if joint.exposed:
             return self._thing(random, joint)
         if random.random() < 0.4:
@@ -159,13 +159,13 @@ class Canvases(Dataset[tuple[Tensor, Tensor, Tensor]]):
             return self._thing(random, joint)
         example = read_example(row, self.folder, self.size)
         if row.framing == "scene":
-            return Part(example, augment.crop(example.image, 0.7, random) if random.random() < 0.3 else example.image, UNKNOWN)
+            return Part(example, _cropped(example.image, 0.7, 0.3, random), UNKNOWN)
         roll = random.random()
         if roll < 0.6 and (figure := augment.cut_out(example.image)) is not None:
             return Part(example, figure, SOMEBODY)
         if row.framing == "face" and roll < 0.8:
             return Part(example, augment.soft_window(example.image, random), SOMEBODY)
-        return Part(example, augment.crop(example.image, 0.6, random) if random.random() < 0.5 else example.image, SOMEBODY)
+        return Part(example, _cropped(example.image, 0.6, 0.5, random), SOMEBODY)
 
     def _thing(self, random: augment.Random, joint: Example) -> Part:
         """Nobody. A catalogue's garments, underwear among them, count as exposed: they lie beside things only."""
@@ -175,7 +175,7 @@ class Canvases(Dataset[tuple[Tensor, Tensor, Tensor]]):
         example = replace(read_example(row, self.folder, self.size), exposed=row.framing == "figure")
         if random.random() < 0.5 and (cut := augment.cut_out(example.image)) is not None:
             return Part(example, cut, EMPTY)
-        return Part(example, augment.crop(example.image, 0.5, random) if random.random() < 0.5 else example.image, EMPTY)
+        return Part(example, _cropped(example.image, 0.5, 0.5, random), EMPTY)
 
 
 def _by_origin(rows: Sequence[Row]) -> list[list[Row]]:
@@ -192,6 +192,11 @@ def _core(box: tuple[int, int, int, int]) -> Image.Image:
     mask = Image.new("L", (SIDE, SIDE))
     ImageDraw.Draw(mask).rectangle([*inner, inner[0] + width * CORE[0], inner[1] + height * CORE[1]], fill=255)
     return mask
+
+
+def _cropped(image: Image.Image, least: float, chance: float, random: augment.Random) -> Image.Image:
+    """The picture, by chance only a window of at least so much of its area."""
+    return augment.crop(image, least, random) if random.random() < chance else image
 
 
 def _grounded(part: Part, random: augment.Random) -> Part:
@@ -221,9 +226,7 @@ def main(
 ) -> None:
     settings = load_settings(settings_path)
     rows = read_fold(data, output / "split.csv", "train", settings.licences, leave_out)
-    seen = seen_by(start)
-    if leave_out and (seen is None or set(leave_out) & set(seen)):
-        raise click.UsageError("--leave-out: --start must be a network that saw nothing of the source and says so")
+    seen = unless_left_out(leave_out, seen_by(start))
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     network = load_network(start)
@@ -241,14 +244,13 @@ def teach(network: Network, rows: Sequence[Row], data: Path, settings: Settings,
     finder.train()
     optimizer = torch.optim.AdamW(finder.parameters(), weight_decay=settings.weight_decay)
     half = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16 or device.startswith("cuda"))
-    total, step = sum(stage.examples // settings.batch_size for stage in settings.stages), 0
+    step = 0
     for number, stage in enumerate(settings.stages):
         canvases = Canvases(rows, data, stage.size, _places(network, stage.size, device), stage.examples, settings.seed + number)
         for pixels, places, groups in DataLoader(canvases, settings.batch_size, num_workers=settings.workers, drop_last=True):
             step += 1
             for group in optimizer.param_groups:
-                rise, fall = min(1.0, step / settings.warm_up), 0.5 * (1 + math.cos(math.pi * step / total))
-                group["lr"] = settings.learning_rate * rise * fall
+                group["lr"] = settings.learning_rate * rate_at(settings, step)
             with torch.no_grad(), half:
                 near, far = network.read_by_finder(pixels.to(device))
             loss = people_loss(finder(near.float(), far.float()), places.to(device), groups.to(device))
@@ -256,7 +258,7 @@ def teach(network: Network, rows: Sequence[Row], data: Path, settings: Settings,
             loss.backward()
             optimizer.step()
             if step % settings.save_every == 0:
-                print(f"step {step}/{total}  loss {loss.item():.3f}", flush=True)
+                print(f"step {step}/{total_steps(settings)}  loss {loss.item():.3f}", flush=True)
     network.eval()
 
 

@@ -30,8 +30,11 @@ class Answers:
 
     def take(self, chosen: npt.NDArray[np.bool_]) -> "Answers":
         """Keep the rows where `chosen` is true."""
-        heads, *closer = ({name: values[chosen] for name, values in part.items()} for part in (self.heads, *self.closer.values()))
-        return Answers(heads, dict(zip(self.closer, closer, strict=True)))
+
+        def taken(heads: Heads) -> Heads:
+            return {name: values[chosen] for name, values in heads.items()}
+
+        return Answers(taken(self.heads), {look: taken(heads) for look, heads in self.closer.items()})
 
 
 # Of several looks at one picture (frames, grounds under a transparent one), the one that scores highest here answers for a head.

@@ -78,9 +78,7 @@ def main(
     rows = some_of(read_fold(data, output / "split.csv", "train", settings.licences, leave_out), share, "share of ")
     if not rows:
         raise click.UsageError("no picture is left to train on")
-    seen = seen_by(start, teacher)
-    if leave_out and (seen is None or set(leave_out) & set(seen)):
-        raise click.UsageError("--leave-out: --start and --teacher must be networks that saw nothing of the source and say so")
+    seen = unless_left_out(leave_out, seen_by(start, teacher))
     if settings.trunk and start is None:
         raise click.UsageError("the settings name a trunk, which is a head of the network to go on from: --start")
     torch.set_num_threads(settings.threads)
@@ -167,10 +165,17 @@ def train(
             _save(output / "checkpoint.pt", trained, sources, step)
             rate = (step - done) * settings.batch_size / (time.monotonic() - started)
             shown = " ".join(f"{loss.item():.3f}" for loss in losses)
-            print(f"step {step}/{_total_steps(settings)}  loss {shown}  {rate:.0f} images/s", flush=True)
+            print(f"step {step}/{total_steps(settings)}  loss {shown}  {rate:.0f} images/s", flush=True)
     if untaught is not None:
         go_back(average.module, untaught, settings)
     save_network(average.module, output / "network.safetensors", settings, None if seen is None else sorted({*sources, *seen}))
+
+
+def unless_left_out(leave_out: Sequence[str], seen: list[str] | None) -> list[str] | None:
+    """Return what networks to go on from have seen, see `seen_by`. Raises `UsageError` where it may be of what is left out."""
+    if leave_out and (seen is None or set(leave_out) & set(seen)):
+        raise click.UsageError("--leave-out: networks to go on from must be such that saw nothing of the source and say so")
+    return seen
 
 
 def label_losses(logits: dict[str, Tensor], targets: dict[str, Tensor], trust: Tensor, settings: Settings) -> list[Tensor]:
@@ -344,7 +349,8 @@ def _batches(rows: list[Row], data: Path, settings: Settings, done: int) -> Iter
             yield step, batch
 
 
-def _total_steps(settings: Settings) -> int:
+def total_steps(settings: Settings) -> int:
+    """How many steps all stages take."""
     return sum(stage.examples // settings.batch_size for stage in settings.stages)
 
 
@@ -368,11 +374,16 @@ def _optimizer(network: Network, readers: nn.ModuleDict, settings: Settings) -> 
     return torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
+def rate_at(settings: Settings, step: int) -> float:
+    """The share of the learning rate at a step: a linear rise, then half a cosine down to 0 at the last."""
+    progress = step / max(1, total_steps(settings))
+    return min(1.0, step / settings.warm_up) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
 def _set_rate(optimizer: torch.optim.Optimizer, settings: Settings, step: int) -> None:
-    progress = step / max(1, _total_steps(settings))
-    rate = min(1.0, step / settings.warm_up) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    rate = max(rate_at(settings, step), 0.01)
     for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate * group["scale"] * max(rate, 0.01)
+        group["lr"] = settings.learning_rate * group["scale"] * rate
 
 
 def _save(path: Path, trained: Mapping[str, Any], sources: list[str], step: int) -> None:
