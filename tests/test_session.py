@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from imgsafety import ModelError, SetupError
@@ -201,15 +202,23 @@ def test_a_damaged_spec_is_refused(tmp_path):
 
 
 def test_an_unknown_provider_is_a_setup_error(toy_path):
-    with pytest.raises(SetupError, match="not one of cpu, cuda, tensorrt"):
+    with pytest.raises(SetupError, match="not one of cpu, openvino, cuda, tensorrt"):
         Session(toy_path, "abacus")
 
 
-def test_an_absent_provider_says_what_to_install(toy_path):
-    import onnxruntime
+@pytest.mark.parametrize(
+    ("provider", "build"), [("openvino", "onnxruntime-openvino"), ("cuda", "onnxruntime-gpu"), ("tensorrt", "onnxruntime-gpu")]
+)
+def test_an_absent_provider_says_what_to_install(toy_path, provider, build):
+    if PROVIDERS[provider] in onnxruntime.get_available_providers():
+        pytest.skip("it is here")
+    with pytest.raises(SetupError, match=f"pip install {build}"):
+        Session(toy_path, provider)
 
-    absent = [name for name, provider in PROVIDERS.items() if provider not in onnxruntime.get_available_providers()]
-    if not absent:
-        pytest.skip("every provider is here")
-    with pytest.raises(SetupError, match="pip install"):
-        Session(toy_path, absent[0])
+
+@pytest.mark.skipif(PROVIDERS["openvino"] not in onnxruntime.get_available_providers(), reason="this onnxruntime has no OpenVINO")
+def test_openvino_answers_within_hundredths_of_what_the_cpu_provider_does():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), np.uint8)
+    ours, theirs = (Session(None, provider).run(pixels) for provider in ("cpu", "openvino"))
+    for one, other in zip(ours, theirs, strict=True):
+        assert other.named == pytest.approx(one.named, abs=0.03)

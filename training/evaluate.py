@@ -12,7 +12,7 @@ import click
 
 from imgsafety import Scanner, load_policy
 from imgsafety.policy import check_fit, shipped_policies
-from imgsafety.session import score_names, shipped_model
+from imgsafety.session import PROVIDERS, score_names, shipped_model
 from training.manifest import check_sources, load_manifest
 from training.predict import open_scanner, predict
 from training.settings import load_settings
@@ -40,6 +40,7 @@ START, END = "<!-- figures: written by training.evaluate -->", "<!-- end of figu
 @click.option("--policy", "policy_name", default="default", show_default=True, help="Whose thresholds: a name or a file.")
 @click.option("--fold", type=click.Choice(["test", "calibration"]), default="test", show_default=True)
 @click.option("--model", type=click.Path(path_type=Path), help="Model file; default: the shipped one.")
+@click.option("--provider", type=click.Choice(list(PROVIDERS)), default="cpu", show_default=True, help="What runs the model.")
 @click.option("--quick", is_flag=True, help="Leave out the changed pictures, which take most of the time.")
 @click.option("--thorough", is_flag=True, help="Only the changed pictures, judged by a thorough scanner; prints, writes nothing.")
 @click.option(
@@ -56,6 +57,7 @@ def main(
     policy_name: str,
     fold: str,
     model: Path | None,
+    provider: str,
     quick: bool,
     thorough: bool,
     left_out: tuple[str, ...],
@@ -64,10 +66,11 @@ def main(
     settings_path: Path,
 ) -> None:
     settings = load_settings(settings_path)
-    if write and (left_out or quick or thorough or model or fold != "test" or policy_name != "default"):
+    others = left_out or quick or thorough or model or (provider, fold, policy_name) != ("cpu", "test", "default")
+    if write and others:
         raise click.UsageError("--write is for all tables of the shipped model and policy on the test fold: no other choice")
     policy = load_policy(policy_name)
-    scanner = open_scanner(model, zoom=bool(policy.zoom))
+    scanner = open_scanner(model, zoom=bool(policy.zoom), provider=provider)
     session = scanner.session
     check_fit(policy, session.spec.identity, score_names(session.spec), session.sha256)
     if left_out:
@@ -79,13 +82,13 @@ def main(
     else:
         rows = grounds = read_fold(data, split, fold, settings.licences)
     if thorough:
-        print(markdown(judged_tables(Scanner(model, policy, thorough=True), rows, grounds, data, changed_rows)))
+        print(markdown(judged_tables(Scanner(model, policy, provider=provider, thorough=True), rows, grounds, data, changed_rows)))
         return
     measured = Measured(rows, predict(scanner, rows, data))
     if left_out:
         print(markdown([*attire_tables(measured, policy), *cascade_tables(scanner, measured, policy, data)]))
         if not quick:
-            print(markdown(judged_tables(Scanner(model, policy), rows, grounds, data, changed_rows)))
+            print(markdown(judged_tables(Scanner(model, policy, provider=provider), rows, grounds, data, changed_rows)))
         return
     tables = [*attire_tables(measured, policy), *age_tables(measured, policy), calibration_table(measured)]
     tables += [verdict_table(measured, policy), *cascade_tables(scanner, measured, policy, data)]

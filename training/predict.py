@@ -41,10 +41,11 @@ class Answers:
 WORST = {ATTIRE.name: "minimal_attire", AGE.name: "minor"}
 
 
-def open_scanner(model: Path | None, thorough: bool = False, zoom: bool = False) -> Scanner:
+def open_scanner(model: Path | None, thorough: bool = False, zoom: bool = False, provider: str = "cpu") -> Scanner:
     """A scanner for any model, with a policy that asks nothing, or only for zooms: here only scores matter."""
     asks = {WORST[ATTIRE.name]: 0.0} if zoom else {}
-    return Scanner(model, Policy("scores only", Session(model).spec.identity, (), zoom=asks), thorough=thorough)
+    policy = Policy("scores only", Session(model).spec.identity, (), zoom=asks)
+    return Scanner(model, policy, provider=provider, thorough=thorough)
 
 
 def predict(scanner: Scanner, rows: Sequence[Row], folder: Path, change: Change | None = None) -> Answers:

@@ -338,7 +338,8 @@ def cascade_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: P
     looks = first_looks(scanner, all_rows.rows, data)
     settles = np.array([settled(policy, scores) for scores in looks], dtype=bool)
     fires = np.array([bool(names) for names in all_rows.reasons(policy)], dtype=bool)
-    results = Scanner(scanner.session.path, policy, cascade=True).scan(data / row.path for row in all_rows.rows)
+    cascade = Scanner(scanner.session.path, policy, provider=scanner.session.provider, cascade=True)
+    results = cascade.scan(data / row.path for row in all_rows.rows)
     fires_still = np.array([bool(result.reasons) for result in results], dtype=bool)
     groups = {"all": np.ones(len(attire), dtype=bool), **{label: attire == label for label in ATTIRE.labels}}
     scores, known = np.array([look.named["minimal_attire"] for look in looks]), attire != ""
