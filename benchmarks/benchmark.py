@@ -30,6 +30,7 @@ from imgsafety import Scanner, find_images
 from imgsafety.decode import Limits, decode
 from imgsafety.preprocess import LOOKS, ZOOM, shrink, to_detail, to_pixels, zoom
 from imgsafety.result import Part
+from imgsafety.runs import versions
 from imgsafety.scan import DEFAULT_BATCH_SIZE
 from imgsafety.session import Session
 from imgsafety.where import HEAD
@@ -219,13 +220,13 @@ def machine() -> dict[str, str]:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     flags = next((line for line in lines if line.startswith("flags")), "")
-    versions = {name: metadata.version(name) for name in ("imgsafety", "onnxruntime", "pillow", "numpy")}
-    extra = {
+    known = versions()
+    return {
+        "processor": names[0] if names else platform.processor(),
         "cores": str(len(os.sched_getaffinity(0))),
         "VNNI": "yes" if "vnni" in flags else "no",
-        "python": platform.python_version(),
+        **{name: known[name] for name in ("python", "imgsafety", "onnxruntime", "pillow", "numpy")},
     }
-    return {"processor": names[0] if names else platform.processor(), **extra, **versions}
 
 
 def show(figures: dict[str, Any]) -> None:

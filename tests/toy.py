@@ -65,9 +65,9 @@ def toy_model(spec: ModelSpec = SPEC, factor: float = 1.0, sides: tuple[int | st
         "scale": np.array(1 / 255, np.float32),
         "flat": np.array([0, 0, -1], np.int64),
         "attire_weights": factor * ATTIRE_WEIGHTS[:, :, None, None],
-        "attire_bias": ATTIRE_BIAS,
+        "attire_constant": ATTIRE_BIAS,
         "age_weights": factor * AGE_WEIGHTS[:, :, None, None],
-        "age_bias": AGE_BIAS,
+        "age_constant": AGE_BIAS,
         "places": np.array([2], np.int64),
         "last_two": np.array([2, 3], np.int64),
     }
@@ -82,7 +82,7 @@ def toy_model(spec: ModelSpec = SPEC, factor: float = 1.0, sides: tuple[int | st
         name = head.name
         shape = f"{name}_shape"
         nodes += [
-            helper.make_node("Conv", ["grid", f"{name}_weights", f"{name}_bias"], [f"{name}_evidence"]),
+            helper.make_node("Conv", ["grid", f"{name}_weights", f"{name}_constant"], [f"{name}_evidence"]),
             helper.make_node("Shape", [f"{name}_evidence"], [shape]),
             helper.make_node("Reshape", [f"{name}_evidence", "flat"], [f"{name}_flat"]),
             helper.make_node("ReduceLogSumExp", [f"{name}_flat", "places"], [f"{name}_logits"], keepdims=0),

@@ -1,21 +1,34 @@
-"""Changes to an exported model file that need no torch: its temperatures, its spec, its checksum, its two looks.
+"""Changes to an exported model file that need no torch: its temperatures and biases, its spec, its checksum, its two looks.
 
 A file may hold two networks: one branch of the graph for pictures of the whole side, one for the first look of a cascade.
 Each branch has its weights inside, so the runtime makes as much of it as of a graph of its own.
 """
 
 import hashlib
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
+from onnx.numpy_helper import from_array, to_array
 
 from imgsafety.spec import METADATA_KEY, ModelSpec, from_json, to_json
+from training.measure import Values
 
-TEMPERATURE_SUFFIX = "_temperature"
+TEMPERATURE_SUFFIX, BIAS_SUFFIX = "_temperature", "_bias"
 BRANCHES = {"else_branch": "whole_", "then_branch": "first_"}  # of the `If`, and what the names in each begin with
 HALVED_SIZE = 1024  # numbers in a weight from which on it is stored in half precision; the small ones are biases
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """What is done to the logits of a head before their softmax: they are divided by a factor, and a bias `(labels,)` is added."""
+
+    factor: float
+    bias: Values
 
 
 def write_model(model: onnx.ModelProto, output: Path) -> None:
@@ -31,37 +44,42 @@ def read_spec(model: onnx.ModelProto) -> ModelSpec:
     return from_json(next(entry.value for entry in model.metadata_props if entry.key == METADATA_KEY))
 
 
-def _insert_temperature(model: onnx.ModelProto, head: str) -> None:
-    """Divide the logits of a head by a temperature of 1 before its softmax."""
-    graph = model.graph
-    index, softmax = next((i, node) for i, node in enumerate(graph.node) if head in node.output)
-    temperature = onnx.numpy_helper.from_array(np.ones(1, dtype=np.float32), head + TEMPERATURE_SUFFIX)
-    graph.initializer.append(temperature)
-    scaled = f"{head}_scaled"
-    graph.node.insert(index, onnx.helper.make_node("Div", [softmax.input[0], temperature.name], [scaled]))
-    softmax.input[0] = scaled
+def scale_logits(model: onnx.ModelProto, scalings: Mapping[str, Scaling]) -> dict[str, float]:
+    """Scale the logits of heads of a model of one look, after what was done to them before; return the temperatures.
 
-
-def scale_temperatures(model: onnx.ModelProto, factors: dict[str, float]) -> dict[str, float]:
-    """Multiply the temperature of each head of a model of one look, in the graph and, for the record, in the spec; return them.
-
-    A model that has none yet, as exported, gets them.
+    They are in the graph and, for the record, in the spec. A model that has none yet, as exported, gets them.
     """
     there = {initializer.name for initializer in model.graph.initializer}
-    for head in factors:
-        if head + TEMPERATURE_SUFFIX not in there:
-            _insert_temperature(model, head)
+    for head, scaling in scalings.items():
+        none = {TEMPERATURE_SUFFIX: ("Div", np.ones(1)), BIAS_SUFFIX: ("Add", np.zeros_like(scaling.bias))}
+        for suffix, (operator, neutral) in none.items():
+            if head + suffix not in there:
+                _insert(model.graph, head, operator, from_array(neutral.astype(np.float32), head + suffix))
+    constants = {initializer.name: initializer for initializer in model.graph.initializer}
     found = {}
-    for initializer in model.graph.initializer:
-        head = initializer.name.removesuffix(TEMPERATURE_SUFFIX)
-        if head in factors and head != initializer.name:
-            value = onnx.numpy_helper.to_array(initializer) * np.float32(factors[head])
-            initializer.CopyFrom(onnx.numpy_helper.from_array(value, initializer.name))
-            found[head] = float(value[0])
+    for head, scaling in scalings.items():
+        temperature, bias = constants[head + TEMPERATURE_SUFFIX], constants[head + BIAS_SUFFIX]
+        found[head] = float(_write(temperature, to_array(temperature) * scaling.factor)[0])
+        _write(bias, to_array(bias) / scaling.factor + scaling.bias)
     spec = read_spec(model)
     heads = tuple(replace(head, temperature=found.get(head.name, head.temperature)) for head in spec.heads)
     onnx.helper.set_model_props(model, {METADATA_KEY: to_json(replace(spec, heads=heads))})
     return found
+
+
+def _insert(graph: onnx.GraphProto, head: str, operator: str, constant: onnx.TensorProto) -> None:
+    """Let the softmax of a head see what an operator makes of its logits and a constant."""
+    index, softmax = next((i, node) for i, node in enumerate(graph.node) if head in node.output)
+    graph.initializer.append(constant)
+    made = f"{constant.name}_applied"
+    graph.node.insert(index, onnx.helper.make_node(operator, [softmax.input[0], constant.name], [made]))
+    softmax.input[0] = made
+
+
+def _write(constant: onnx.TensorProto, value: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    written = value.astype(np.float32)
+    constant.CopyFrom(from_array(written, constant.name))
+    return written
 
 
 def join_looks(whole: onnx.ModelProto, first: onnx.ModelProto | None = None) -> onnx.ModelProto:
@@ -82,7 +100,7 @@ def join_looks(whole: onnx.ModelProto, first: onnx.ModelProto | None = None) -> 
         onnx.helper.make_node("Less", ["side", "whole_side"], ["is_first"]),
         onnx.helper.make_node("If", ["is_first"], names, "looks", **branches),
     ]
-    side = onnx.numpy_helper.from_array(np.array(read_spec(whole).size, dtype=np.int64), "whole_side")
+    side = from_array(np.array(read_spec(whole).size, dtype=np.int64), "whole_side")
     return _like(whole, onnx.helper.make_graph(nodes, "looks", whole.graph.input, whole.graph.output, [side]))
 
 
@@ -102,10 +120,10 @@ def halve_weights(model: onnx.ModelProto) -> None:
     graph = model.graph
     casts = []
     for weight in graph.initializer:
-        value = onnx.numpy_helper.to_array(weight)
+        value = to_array(weight)
         if value.dtype == np.float32 and value.size >= HALVED_SIZE:
             casts.append(onnx.helper.make_node("Cast", [f"{weight.name}_half"], [weight.name], to=onnx.TensorProto.FLOAT))
-            weight.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float16), f"{weight.name}_half"))
+            weight.CopyFrom(from_array(value.astype(np.float16), f"{weight.name}_half"))
     for cast in reversed(casts):
         graph.node.insert(0, cast)
 

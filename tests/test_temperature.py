@@ -1,0 +1,69 @@
+"""Temperatures and biases: what they do to a file's answers, and that fitted ones make scores as frequent as they say."""
+
+import numpy as np
+import onnx
+import pytest
+
+pytest.importorskip("scipy")
+
+from imgsafety.session import Session
+from tests.toy import AGE, ATTIRE, SIZE, toy_model
+from training import heads
+from training.manifest import Row
+from training.onnx_file import Scaling, scale_logits, write_model
+from training.predict import Answers
+from training.temperature import fit
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
+
+
+def answers(model, path):
+    write_model(model, path)
+    return [np.array(list(scores.heads[AGE.name].values())) for scores in Session(path).run(PIXELS)]
+
+
+def scaled(probabilities, factor, bias):
+    raised = np.exp(np.log(probabilities) / factor + bias)
+    return raised / raised.sum()
+
+
+def test_logits_are_divided_and_then_biased_and_the_last_scaling_comes_last(tmp_path):
+    model, bias, factors = toy_model(), np.array([1.0, -0.5, 0.25, 0.0]), (2.0, 0.8)
+    before = answers(model, tmp_path / "before.onnx")
+    found = [scale_logits(model, {AGE.name: Scaling(factor, bias)}) for factor in factors]
+    after = answers(model, tmp_path / "after.onnx")
+    assert [temperature[AGE.name] for temperature in found] == pytest.approx([2.0, 1.6])
+    for one, other in zip(before, after, strict=True):
+        assert other == pytest.approx(scaled(scaled(one, factors[0], bias), factors[1], bias), abs=1e-5)
+    onnx.checker.check_model(onnx.load(tmp_path / "after.onnx"))
+
+
+def test_a_head_that_is_not_named_stays_as_it_is(tmp_path):
+    model = toy_model()
+    before = answers(model, tmp_path / "before.onnx")
+    scale_logits(model, {ATTIRE.name: Scaling(3.0, np.zeros(len(ATTIRE.labels)))})
+    assert np.array_equal(before, answers(model, tmp_path / "after.onnx"))
+
+
+def test_fitted_ages_are_as_frequent_as_they_say_and_attire_only_gets_a_temperature():
+    random, count, edges = np.random.default_rng(0), 4000, np.array(heads.AGE_EDGES)
+    logits = random.normal(0, 2, (count, len(heads.AGE.labels)))
+    true = scaled_rows(logits)
+    bins = np.array([random.choice(len(row), p=row) for row in true])
+    rows = [Row("x", "x", "x", attire="clothed", age=(float(edges[at]), float(edges[at]))) for at in bins]
+    leaning = scaled_rows(logits * 2 + np.where(edges[:-1] < 25, -1.0, 1.0))  # too sure of itself, and that people are older
+    attire = scaled_rows(random.normal(0, 1, (count, len(heads.ATTIRE.labels))))
+    fitted = fit(rows, Answers({heads.ATTIRE.name: attire, heads.AGE.name: leaning}))
+    assert not fitted[heads.ATTIRE.name].bias.any()
+    age = fitted[heads.AGE.name]
+    assert age.factor == pytest.approx(2.0, rel=0.1)
+    mended = scaled_rows(np.log(leaning) / age.factor + age.bias)
+    young = edges[:-1] < 25
+    errors = [probabilities[:, young].sum(axis=1).mean() - young[bins].mean() for probabilities in (leaning, mended)]
+    assert abs(errors[0]) > 0.1
+    assert errors[1] == pytest.approx(0, abs=0.02)
+
+
+def scaled_rows(logits):
+    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return raised / raised.sum(axis=1, keepdims=True)
