@@ -80,8 +80,8 @@ class Scanner:
     """Judges pictures. Safe to share between threads.
 
     model: path of an `.onnx` file; none is the shipped one. policy: name of a shipped policy, path of a TOML file, or
-    a `Policy`; none is `default`. provider: what runs the model, a name of `session.PROVIDERS`. batch_size: pictures per
-    call of the model in `scan`. workers: threads in `scan`, by default one per core. frames: how many frames of an animation are
+    a `Policy`; none is `default`. provider: `cpu`, `cuda` or `tensorrt`. batch_size: pictures per call of the model
+    in `scan`. workers: threads in `scan`, by default one per core. frames: how many frames of an animation are
     judged. max_pixels: larger pictures are `undecided` without being decoded. thorough: also judge turns and the negative of each
     picture, with five or six looks instead of one or two; the worst decides. cascade: `scan`, `score`, `submit` and
     `acheck` first look at a fifth of the pixels, and where the policy says that this settles it, answer with those scores;

@@ -23,12 +23,9 @@ from imgsafety.spec import METADATA_KEY, Head, ModelSpec, from_json, shipped_fil
 MODEL_FILE = "imgsafety-v1.onnx"
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-BUILDS = {"cpu": "onnxruntime", "openvino": "onnxruntime-openvino"}  # the packages, of which one at a time works
-GPU_BUILD = "onnxruntime-gpu"  # of all other providers
 MAP_SUFFIX = "_map"
 PEOPLE_MAP = "people_map"  # where somebody is, which a model may tell beside its heads
 AGE_INTERVAL = (0.05, 0.95)
@@ -115,16 +112,16 @@ def _open_runtime(data: bytes, path: Path, provider: str, threads: int) -> Any:
         raise SetupError(f"provider {provider!r} is not one of {', '.join(PROVIDERS)}")
     wanted = PROVIDERS[provider]
     if wanted not in onnxruntime.get_available_providers():
-        build = BUILDS.get(provider, GPU_BUILD)
-        raise SetupError(f"provider {provider!r} is not in this onnxruntime; pip uninstall onnxruntime && pip install {build}")
+        raise SetupError(
+            f"provider {provider!r} is not in this onnxruntime; "
+            "replace it: pip uninstall onnxruntime && pip install onnxruntime-gpu"
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # OpenVINO has threads of its own, and would take a GPU of Intel's, which rounds otherwise.
-    own = {"device_type": "CPU", "num_of_threads": str(threads), "num_streams": "1"} if provider == "openvino" else {}
     try:
-        runtime = onnxruntime.InferenceSession(data, options, providers=[(wanted, own)])
+        runtime = onnxruntime.InferenceSession(data, options, providers=[wanted])
     except Exception as problem:  # onnxruntime raises unrelated classes of its own
         raise ModelError(f"{path} is not a model that onnxruntime can load: {problem}") from problem
     if wanted not in runtime.get_providers():

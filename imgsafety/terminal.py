@@ -39,7 +39,7 @@ def scanner_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(list(PROVIDERS)),
             default="cpu",
             show_default=True,
-            help="What runs the model. Others than cpu need another build of onnxruntime (see README).",
+            help="What runs the model. cuda and tensorrt need onnxruntime-gpu (see README).",
         ),
         click.option(
             "--frames",

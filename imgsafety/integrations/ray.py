@@ -26,7 +26,6 @@ from imgsafety.errors import ImageError, ImgSafetyError, SetupError
 from imgsafety.result import SEVERITY
 from imgsafety.runs import describe_run, refuse_changes, versions
 from imgsafety.scan import Scanner
-from imgsafety.session import BUILDS
 from imgsafety.sink import write_parquet
 from imgsafety.source import Selection
 
@@ -108,7 +107,7 @@ def _share_out(settings: Mapping[str, Any], provider: str) -> tuple[int, int, in
     """Return threads and GPUs of each actor, and how many actors the cluster as it is now holds."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     sizes = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
-    gpus = 0 if provider in BUILDS else 1
+    gpus = 0 if provider == "cpu" else 1
     able = [(cores, cards) for cores, cards in sizes if cores and cards >= gpus]
     threads = settings.get("workers") or (min((cores // cards for cores, cards in able), default=1) if gpus else 1) or 1
     actors = sum(min(cores // threads, cards) if gpus else cores // threads for cores, cards in able)
