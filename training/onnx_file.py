@@ -16,7 +16,6 @@ import onnx
 from onnx.numpy_helper import from_array, to_array
 
 from imgsafety.spec import METADATA_KEY, ModelSpec, from_json, to_json
-from training.measure import Values
 
 TEMPERATURE_SUFFIX, BIAS_SUFFIX = "_temperature", "_bias"
 BRANCHES = {"else_branch": "whole_", "then_branch": "first_"}  # of the `If`, and what the names in each begin with
@@ -28,7 +27,7 @@ class Scaling:
     """What is done to the logits of a head before their softmax: they are divided by a factor, and a bias `(labels,)` is added."""
 
     factor: float
-    bias: Values
+    bias: npt.NDArray[np.float64]
 
 
 def write_model(model: onnx.ModelProto, output: Path) -> None:
