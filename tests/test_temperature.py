@@ -3,8 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-
-pytest.importorskip("scipy")
+from scipy.special import softmax
 
 from imgsafety.session import Session
 from tests.toy import AGE, ATTIRE, SIZE, toy_model
@@ -23,8 +22,7 @@ def answers(model, path):
 
 
 def scaled(probabilities, factor, bias):
-    raised = np.exp(np.log(probabilities) / factor + bias)
-    return raised / raised.sum()
+    return softmax(np.log(probabilities) / factor + bias, axis=-1)
 
 
 def test_logits_are_divided_and_then_biased_and_the_last_scaling_comes_last(tmp_path):
@@ -48,22 +46,18 @@ def test_a_head_that_is_not_named_stays_as_it_is(tmp_path):
 def test_fitted_ages_are_as_frequent_as_they_say_and_attire_only_gets_a_temperature():
     random, count, edges = np.random.default_rng(0), 4000, np.array(heads.AGE_EDGES)
     logits = random.normal(0, 2, (count, len(heads.AGE.labels)))
-    true = scaled_rows(logits)
+    true = softmax(logits, axis=1)
     bins = np.array([random.choice(len(row), p=row) for row in true])
     rows = [Row("x", "x", "x", attire="clothed", age=(float(edges[at]), float(edges[at]))) for at in bins]
-    leaning = scaled_rows(logits * 2 + np.where(edges[:-1] < 25, -1.0, 1.0))  # too sure of itself, and that people are older
-    attire = scaled_rows(random.normal(0, 1, (count, len(heads.ATTIRE.labels))))
+    # Too sure of itself, and that people are older.
+    leaning = softmax(logits * 2 + np.where(edges[:-1] < 25, -1.0, 1.0), axis=1)
+    attire = softmax(random.normal(0, 1, (count, len(heads.ATTIRE.labels))), axis=1)
     fitted = fit(rows, Answers({heads.ATTIRE.name: attire, heads.AGE.name: leaning}))
     assert not fitted[heads.ATTIRE.name].bias.any()
     age = fitted[heads.AGE.name]
     assert age.factor == pytest.approx(2.0, rel=0.1)
-    mended = scaled_rows(np.log(leaning) / age.factor + age.bias)
+    mended = scaled(leaning, age.factor, age.bias)
     young = edges[:-1] < 25
     errors = [probabilities[:, young].sum(axis=1).mean() - young[bins].mean() for probabilities in (leaning, mended)]
     assert abs(errors[0]) > 0.1
     assert errors[1] == pytest.approx(0, abs=0.02)
-
-
-def scaled_rows(logits):
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return raised / raised.sum(axis=1, keepdims=True)

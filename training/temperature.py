@@ -62,20 +62,20 @@ def fit(rows: list[Row], answers: Answers) -> dict[str, Scaling]:
 def _likeliest(probabilities: Values, allowed: Values, with_bias: bool) -> Scaling:
     """Minimise the negative logarithmic likelihood of the allowed labels, and a little of the biases' squares."""
     logs = np.log(np.maximum(probabilities, SMALLEST))
-    free = np.eye(logs.shape[1]) if with_bias else np.empty((0, logs.shape[1]))
 
     def loss(at: Values) -> tuple[float, Values]:
         scaled = logs / np.exp(at[0])
-        found = softmax(scaled + at[1:] @ free, axis=1)
+        found = softmax(scaled + at[1:], axis=1)
         right = found * allowed
         inside = np.maximum(right.sum(axis=1, keepdims=True), SMALLEST)
         gaps = (found - right / inside) / len(logs)  # the loss by each logit
         value = -np.log(inside).mean() + RIDGE * (at[1:] ** 2).sum()
-        return float(value), np.append(-(gaps * scaled).sum(), free @ gaps.sum(axis=0) + 2 * RIDGE * at[1:])
+        return float(value), np.append(-(gaps * scaled).sum(), gaps.sum(axis=0) + 2 * RIDGE * at[1:])
 
-    bounds = [np.log(BOUNDS), *[(None, None)] * len(free)]
-    found = minimize(loss, np.zeros(1 + len(free)), jac=True, bounds=bounds).x
-    return Scaling(float(np.exp(found[0])), found[1:] @ free)
+    labels = logs.shape[1]
+    bounds = [np.log(BOUNDS), *[(None, None) if with_bias else (0, 0)] * labels]
+    found = minimize(loss, np.zeros(1 + labels), jac=True, bounds=bounds).x
+    return Scaling(float(np.exp(found[0])), found[1:])
 
 
 if __name__ == "__main__":
