@@ -38,23 +38,29 @@ def focus(scores: Scores) -> Part | None:
     None where the evidence is spread over the whole picture, so that nothing small can be meant. scores: with the maps of
     `HEAD`, and with people if the model finds them; if not, halves are the only zooms.
     """
+    maps = np.array([scores.maps[f"{HEAD}.{label}"] for label in scores.heads[HEAD]])  # (labels, rows, columns), nobody first
+    shares = maps / np.maximum(maps.sum(axis=(1, 2), keepdims=True), TINY)
+    # What counts is the share of each label's evidence that a place has, the graver the label the more, whatever its
+    # probability: small people are found where the model is not sure of them.
+    evidence = np.tensordot(np.arange(len(shares)), shares, axes=1) / (shares[0] + FLOOR)
     if scores.people is None:
-        return _half(scores, "zoom")
-    return _somebody(scores.people) or _half(scores, "half")
+        return _half(evidence, shares[-1], "zoom")
+    return _somebody(np.asarray(scores.people, dtype=np.float64), evidence) or _half(evidence, shares[-1], "half")
 
 
-def _somebody(people: Grid) -> Part | None:
-    """The square around the most people that touch each other, unless they fill the picture.
+def _somebody(people: npt.NDArray[np.float64], evidence: npt.NDArray[np.float64]) -> Part | None:
+    """The square around those people who touch each other that have most evidence, unless they fill the picture.
 
     They are found where the model cannot tell yet how they are dressed; what it then sees is somebody whole.
     """
-    chances = {(row, column): chance for row, line in enumerate(people) for column, chance in enumerate(line)}
-    islands = _islands({place for place, chance in chances.items() if chance >= SOMEBODY})
-    weighed = [(sum(chances[place] for place in island), island) for island in islands]
-    surest, most = max(weighed, key=lambda pair: pair[0], default=(0.0, set()))
-    if surest < SURELY:
+    nearest = np.ix_(*(np.arange(count) * own // count for count, own in zip(people.shape, evidence.shape, strict=True)))
+    weights = people * evidence[nearest]
+    found = _islands({(int(row), int(column)) for row, column in np.argwhere(people >= SOMEBODY)})
+    sure = [island for island in found if sum(people[place] for place in island) >= SURELY]
+    if not sure:
         return None
-    left, top, right, bottom = _around(most, len(people), len(people[0]))
+    most = max(sure, key=lambda island: sum(weights[place] for place in island))
+    left, top, right, bottom = _around(most, *people.shape)
     side = max(SMALLEST, bottom - top, right - left)
     if side > LARGEST:
         return None
@@ -66,20 +72,13 @@ def _start(start: float, end: float, side: float) -> float:
     return min(max((start + end - side) / 2, 0.0), 1 - side)
 
 
-def _half(scores: Scores, look: str) -> Part | None:
-    """The half of height and width that most is to be seen in.
-
-    What counts is the share of each label's evidence that a place has, the graver the label the more, whatever its
-    probability: small people are found where the model is not sure of them.
-    """
-    maps = np.array([scores.maps[f"{HEAD}.{label}"] for label in scores.heads[HEAD]])  # (labels, rows, columns), nobody first
-    shares = maps / np.maximum(maps.sum(axis=(1, 2), keepdims=True), TINY)
-    graver = np.tensordot(np.arange(len(shares)), shares, axes=1) / (shares[0] + FLOOR)
-    rows, columns = graver.shape
-    finer, gravest = (np.kron(plane, np.ones((FINER, FINER))) for plane in (graver, shares[-1]))  # a half is as many places
+def _half(evidence: npt.NDArray[np.float64], gravest: npt.NDArray[np.float64], look: str) -> Part | None:
+    """The half of height and width that most evidence is in. gravest: the share that each place has in the gravest label's."""
+    rows, columns = evidence.shape
+    finer, gravest_finer = (np.kron(plane, np.ones((FINER, FINER))) for plane in (evidence, gravest))  # a half is as many places
     windows = sliding_window_view(finer, (rows, columns)) * np.outer(_hat(rows), _hat(columns))
     row, column = np.unravel_index(np.argmax(windows.sum(axis=(2, 3))), windows.shape[:2])
-    if gravest[row : row + rows, column : column + columns].sum() / FINER**2 < FOCUSED:
+    if gravest_finer[row : row + rows, column : column + columns].sum() / FINER**2 < FOCUSED:
         return None
     return Part(float(row) / (FINER * rows), float(column) / (FINER * columns), 1 / FINER, look)
 

@@ -311,10 +311,12 @@ def test_the_map_of_a_zoom_to_somebody_lies_where_they_are(finding_path: Path) -
     assert top <= 40 / 320 and bottom >= 70 / 320 and bottom - top <= 0.25
 
 
-def test_the_most_people_who_touch_are_zoomed_to(finding_path: Path) -> None:
+@pytest.mark.parametrize(("clothed", "verdict"), [((0, 160, 80, 320), "allow"), ((0, 270, 36, 306), "review")])
+def test_of_people_apart_those_with_most_evidence_are_zoomed_to(finding_path: Path, clothed: tuple[int, ...], verdict: str) -> None:
+    # A crowd of clothed people has more of it than one who is small; somebody hardly larger has less, though more places.
     picture = TOO_SMALL_RED.copy()
-    picture.paste((0, 255, 0), (0, 160, 80, 320))
-    assert Scanner(finding_path, parse_policy(POLICY + ZOOMS)).check(picture).verdict == "allow"
+    picture.paste((0, 255, 0), clothed)
+    assert Scanner(finding_path, parse_policy(POLICY + ZOOMS)).check(picture).verdict == verdict
 
 
 def test_a_half_counts_in_what_both_looks_say_and_not_by_itself(toy_path: Path, finding_path: Path) -> None:
