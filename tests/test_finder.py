@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from training import export, finder, train  # noqa: E402
+from training import export, finder, mix, train  # noqa: E402
 from training.data import NOBODY, Example  # noqa: E402
 from training.finder import EMPTY, SIDE, SOMEBODY, UNKNOWN, Canvas, Canvases, Part, people_loss, teach  # noqa: E402
 from training.heads import OLDEST, attire_target  # noqa: E402
@@ -155,3 +155,24 @@ def test_a_finder_is_refused_where_its_layer_is_not_attires_own(taught):
     network = load_network(taught / "run" / "network.safetensors")
     with pytest.raises(ValueError, match="finder_layer is 3"):
         network.add_finder(3)
+
+
+FROZEN = "frozen_layers = 11\nfrozen_heads = ['attire']\n"
+
+
+@pytest.mark.parametrize(("frozen", "head", "finds"), [("", "attire", False), (FROZEN, "age", True), ("", "", False)])
+def test_a_finder_goes_where_the_path_that_it_reads_moves(taught, data, tmp_path, frozen, head, finds):
+    finding, settings = taught / "finder" / "network.safetensors", taught / "on.toml"
+    settings.write_text('base = "smoke.toml"\nstages = [{ size = 64, examples = 16 }]\n' + frozen)
+    mixing = ["--before", finding, "--after", taught / "run" / "network.safetensors", "--share", 0.5]
+    runs = (
+        (train, ["--data", data, "--output", tmp_path, "--start", finding, "--settings", settings, "--device", "cpu"]),
+        (mix, [*mixing, "--output", tmp_path / "network.safetensors", *(["--head", head] if head else [])]),
+    )
+    before = load_file(finding)
+    for program, words in runs:
+        result = CliRunner().invoke(program.main, list(map(str, words)), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        assert (load_network(tmp_path / "network.safetensors").finder is not None) == finds
+        after = load_file(tmp_path / "network.safetensors")
+        assert all(torch.equal(value, before[name]) for name, value in after.items() if name.startswith("finder."))

@@ -3,6 +3,7 @@
 For a network B that was trained on from A, or both from the same, on other data or in other ways. On the straight line between
 the two lie networks that keep most of what B learned and forget less of what A knew (Wortsman et al. 2022, robust fine-tuning).
 With `--head` only that head's own layers are mixed, and everything else is A's; `--own-layers` says how many these are to be.
+What finds people goes where the path that it reads is mixed: `training.finder` teaches it anew.
 """
 
 from copy import deepcopy
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from training.heads import HEADS
-from training.model import Network, graft, load_network, path_of, read_about, save_weights, seen_by
+from training.model import FINDER_HEAD, Network, graft, load_network, path_of, read_about, save_weights, seen_by
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -35,10 +36,14 @@ def main(before: Path, after: Path, share: float, head: str | None, own_layers: 
         own_layers = network.own_layers if own_layers is None else own_layers
         if own_layers < network.own_layers:
             raise click.UsageError(f"each head of {before} has {network.own_layers} layers; with fewer, the other would change")
-        mixed = mix_head(network, load_network(after), head, share, own_layers).state_dict()
-        about["own_layers"] = own_layers
+        network = mix_head(network, load_network(after), head, share, own_layers)
+        mixed = network.state_dict()
+        about.update(own_layers=own_layers, finder_layer=network.finder_layer)
     else:
-        first, second = load_file(before), load_file(after)
+        first, second = (
+            {name: value for name, value in load_file(path).items() if not name.startswith("finder.")} for path in (before, after)
+        )
+        about["finder_layer"] = 0
         if {name: value.shape for name, value in first.items()} != {name: value.shape for name, value in second.items()}:
             raise click.ClickException(f"{before} and {after} are not weights of the same network")
         mixed = between(first, second, share)
@@ -58,6 +63,8 @@ def mix_head(first: Network, second: Network, head: str, share: float, own_layer
     parts = [(network.towers, theirs.towers), (network.evidence, theirs.evidence), (network.classes, theirs.classes)]
     for ours, other in parts if head in first.classes else parts[:2]:
         ours[head].load_state_dict(between(ours[head].state_dict(), other[head].state_dict(), share))
+    if head == FINDER_HEAD:
+        network.finder = None
     return network
 
 

@@ -27,6 +27,7 @@ from training.heads import AGE, ATTIRE, HEADS
 from training.manifest import ADULT, Row
 from training.mix import between
 from training.model import (
+    FINDER_HEAD,
     SHAPE,
     Network,
     build,
@@ -34,6 +35,7 @@ from training.model import (
     has_folded_norms,
     load_network,
     on_path_of,
+    path_of,
     restore_norms,
     save_weights,
     seen_by,
@@ -306,17 +308,19 @@ def _ask(teacher: Network, pixels: Tensor, heads: Sequence[str], half: torch.aut
 
 def freeze(network: Network, settings: Settings) -> None:
     """Keep as they are, also in their batch statistics: the first layers of the backbone, the towers of `frozen_heads`,
-    and everything of its own that a head has which is not among `heads`.
+    and everything of its own that a head has which is not among `heads`. A finder goes where the path that it reads does not stay.
     """
     if settings.frozen_heads and not network.own_layers:
         raise ValueError(f"frozen_heads names {settings.frozen_heads[0]!r}, which has no layers for itself: own_layers is 0")
     network.train()
     others = [head.name for head in HEADS if head.name not in settings.heads]
     kept = [*network.layers[: settings.frozen_layers], *(network.towers[head] for head in (*settings.frozen_heads, *others))]
-    finder = [network.finder] if network.finder else []  # taught by `training.finder`
+    finder = [network.finder] if network.finder else []
     for layer in [*kept, *(network.evidence[head] for head in others), *finder]:
         layer.requires_grad_(False)
         layer.train(False)
+    if any(weight.requires_grad for weight in path_of(network, FINDER_HEAD).parameters()):
+        network.finder = None  # on another path it would send zooms anywhere: `training.finder` teaches it anew
     for head in network.classes:
         network.classes[head].requires_grad_(head in settings.heads and head not in settings.frozen_heads)
         network.classes[head].train(False)
