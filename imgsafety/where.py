@@ -73,7 +73,7 @@ def _start(start: float, end: float, side: float) -> float:
 
 
 def _half(evidence: npt.NDArray[np.float64], gravest: npt.NDArray[np.float64], look: str) -> Part | None:
-    """The half of height and width that most evidence is in. gravest: the share that each place has in the gravest label's."""
+    """The half of height and width that most evidence is in. gravest: each place's share of the gravest label."""
     rows, columns = evidence.shape
     finer, gravest_finer = (np.kron(plane, np.ones((FINER, FINER))) for plane in (evidence, gravest))  # a half is as many places
     windows = sliding_window_view(finer, (rows, columns)) * np.outer(_hat(rows), _hat(columns))

@@ -10,7 +10,6 @@ from copy import deepcopy
 from pathlib import Path
 
 import click
-from safetensors.torch import load_file
 from torch import Tensor
 
 from training.heads import HEADS
@@ -31,23 +30,20 @@ def main(before: Path, after: Path, share: float, head: str | None, own_layers: 
     about["sources"] = seen_by(before, after)
     if own_layers is not None and not head:
         raise click.UsageError("--own-layers goes with --head")
+    network, other = load_network(before), load_network(after)
     if head:
-        network = load_network(before)
         own_layers = network.own_layers if own_layers is None else own_layers
         if own_layers < network.own_layers:
             raise click.UsageError(f"each head of {before} has {network.own_layers} layers; with fewer, the other would change")
-        network = mix_head(network, load_network(after), head, share, own_layers)
-        mixed = network.state_dict()
-        about.update(own_layers=own_layers, finder_layer=network.finder_layer)
+        network = mix_head(network, other, head, share, own_layers)
     else:
-        first, second = (
-            {name: value for name, value in load_file(path).items() if not name.startswith("finder.")} for path in (before, after)
-        )
-        about["finder_layer"] = 0
+        network.finder = other.finder = None
+        first, second = network.state_dict(), other.state_dict()
         if {name: value.shape for name, value in first.items()} != {name: value.shape for name, value in second.items()}:
             raise click.ClickException(f"{before} and {after} are not weights of the same network")
-        mixed = between(first, second, share)
-    save_weights(mixed, about, output)
+        network.load_state_dict(between(first, second, share))
+    about.update(own_layers=network.own_layers, finder_layer=network.finder_layer)
+    save_weights(network.state_dict(), about, output)
 
 
 def mix_head(first: Network, second: Network, head: str, share: float, own_layers: int) -> Network:
