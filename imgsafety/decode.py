@@ -20,8 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from imgsafety.errors import ImageError
+from imgsafety.png import read_plain
 from imgsafety.preprocess import REDUCING_MARGIN
 
 # Decoders we let untrusted bytes reach. JPEG's also opens MPO, which many phones write into .jpg files; Pillow
@@ -181,15 +183,7 @@ def _views(image: Image.Image, limits: Limits, size: int = 0, file: _TimedFile |
     _check_size(image.size, limits)
     count = getattr(image, "n_frames", 1)
     if count == 1:
-        if size and isinstance(image, JpegImageFile):
-            side, (width, height) = math.ceil(REDUCING_MARGIN * size), image.size
-            image.draft("RGB", (side, side))
-            image.decodermaxblock = LARGE_JPEG_BLOCK if width * height <= SHORT_PASS else JPEG_BLOCK
-        image.load()  # a PNG may tell its orientation after its pixels
-        # Copied only where it has to be turned: a copy of a picture in memory takes a sixth of the time to prepare it.
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        for rgb in _flatten(ImageOps.exif_transpose(image) if turned else image):
-            yield View(rgb)
+        yield from (View(rgb) for rgb in _flatten(_still(image, size, file)))
         return
     if count > MAX_FRAMES or image.width * image.height * count > ANIMATION_FACTOR * limits.max_pixels:
         raise ImageError(f"{count} frames of {image.width}x{image.height} are over the limit for an animation")
@@ -203,6 +197,20 @@ def _views(image: Image.Image, limits: Limits, size: int = 0, file: _TimedFile |
         if index in chosen:
             for rgb in _flatten(ImageOps.exif_transpose(image)):
                 yield View(rgb, index)
+
+
+def _still(image: Image.Image, size: int, file: _TimedFile | None) -> Image.Image:
+    """Return the picture, upright."""
+    if size and isinstance(image, JpegImageFile):
+        side, (width, height) = math.ceil(REDUCING_MARGIN * size), image.size
+        image.draft("RGB", (side, side))
+        image.decodermaxblock = LARGE_JPEG_BLOCK if width * height <= SHORT_PASS else JPEG_BLOCK
+    if file is not None and isinstance(image, PngImageFile) and (plain := read_plain(image, file.getvalue())):
+        return plain
+    image.load()  # a PNG may tell its orientation after its pixels
+    # Copied only where it has to be turned: a copy of a picture in memory takes a sixth of the time to prepare it.
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return ImageOps.exif_transpose(image) if turned else image
 
 
 def _check_size(size: tuple[int, int], limits: Limits) -> None:
