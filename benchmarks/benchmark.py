@@ -28,12 +28,12 @@ from rich.table import Table
 
 from imgsafety import Scanner, find_images
 from imgsafety.decode import Limits, decode
-from imgsafety.preprocess import LOOKS, ZOOM, shrink, to_detail, to_pixels, zoom
+from imgsafety.preprocess import ZOOM, shrink, to_detail, to_pixels, zoom
 from imgsafety.result import Part
 from imgsafety.runs import versions
 from imgsafety.scan import DEFAULT_BATCH_SIZE
 from imgsafety.session import Session
-from imgsafety.where import HEAD
+from imgsafety.where import HEAD, focus
 
 FIRST_VERDICT = "from imgsafety import Scanner; import sys; print(Scanner().check(sys.argv[1]).verdict)"
 # Linux keeps ru_maxrss of the parent across exec; VmHWM is the new process's own.
@@ -142,16 +142,23 @@ def stages(files: list[Path], rounds: int, model: str | None, provider: str) -> 
 
 
 def latency(files: list[Path], model: str | None, provider: str) -> dict[str, list[float]]:
-    """Milliseconds of single calls, all cores: from a path, from a PIL image in memory, and the model's two looks alone."""
+    """Milliseconds of single calls, all cores: from a path, from a PIL image in memory, and the model alone; how often it looks."""
     scanner = Scanner(model, provider=provider)
-    images = [Image.open(file).convert("RGB") for file in files]
-    pixels = [to_pixels(image, scanner.session.spec.size)[np.newaxis] for image in images]
+    found: dict[str, list[float]] = {"path": [], "PIL image": [], "model alone": [], "PIL image / model alone": [], "looks": []}
     scanner.check(files[0])
-    return {
-        "path": [1000 * once(lambda file=file: scanner.check(file)) for file in files],  # type: ignore[misc]
-        "PIL image": [1000 * once(lambda image=image: scanner.check(image)) for image in images],  # type: ignore[misc]
-        "model alone": [1000 * once(lambda rgb=rgb: [scanner.session.run(rgb) for _ in LOOKS[:2]]) for rgb in pixels],  # type: ignore[misc]
-    }
+    for file in files:
+        with Image.open(file) as opened:
+            image = opened.convert("RGB")
+        pixels = to_pixels(image, scanner.session.spec.size)[np.newaxis]
+        looks = 1 + (focus(scanner.session.run(pixels, (HEAD,))[0]) is not None)
+        spent = [
+            1000 * once(lambda file=file: scanner.check(file)),  # type: ignore[misc]
+            1000 * once(lambda image=image: scanner.check(image)),  # type: ignore[misc]
+            1000 * once(lambda rgb=pixels, looks=looks: [scanner.session.run(rgb, (HEAD,)) for _ in range(looks)]),  # type: ignore[misc]
+        ]
+        for name, value in zip(found, [*spent, spent[1] / spent[2], looks], strict=True):
+            found[name].append(value)
+    return found
 
 
 def cold_start(files: list[Path], rounds: int) -> dict[str, list[float]]:
@@ -225,7 +232,7 @@ def machine() -> dict[str, str]:
         "processor": names[0] if names else platform.processor(),
         "cores": str(len(os.sched_getaffinity(0))),
         "VNNI": "yes" if "vnni" in flags else "no",
-        **{name: known[name] for name in ("python", "imgsafety", "onnxruntime", "pillow", "numpy")},
+        **{name: known[name] for name in ("python", "imgsafety", "onnxruntime", "pillow", "kornia-rs", "numpy")},
     }
 
 
@@ -239,7 +246,7 @@ def show(figures: dict[str, Any]) -> None:
         table.add_row(f"{name}, ms per picture on one core", *spread(values))
     for name, values in figures["latency"].items():
         p50, p95, p99 = np.percentile(values, [50, 95, 99])
-        table.add_row(f"latency from {name}, ms (p50, p95, p99)", f"{p50:.2f}", f"{p95:.2f}", f"{p99:.2f}")
+        table.add_row(f"latency: {name} (p50, p95, p99)", f"{p50:.2f}", f"{p95:.2f}", f"{p99:.2f}")
     for name, values in [*figures["cold start"].items(), *figures.get("peers", {}).items()]:
         table.add_row(name, *(spread(values) if isinstance(values, list) else (str(values), "", "")))
     Console(width=140).print(table)

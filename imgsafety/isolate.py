@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from imgsafety.decode import Limits, iter_views
 from imgsafety.errors import ImageError, SetupError
-from imgsafety.preprocess import ZOOM, looks, most_detail, to_detail, to_pixels
+from imgsafety.preprocess import ZOOM, looks, most_detail, reduced, to_detail, to_pixels
 from imgsafety.result import Detail, Pixels
 
 MEMORY = 4 * 1024**3  # bytes of address space; a picture of 80 million pixels needs a third of it
@@ -173,7 +174,7 @@ def _read_answer(pipe: Any, size: int) -> list[Pixels]:
             rows, columns, height, width = about
             if not (0 < height <= rows <= most and 0 < width <= columns <= most):
                 raise ValueError(f"a picture of {rows} x {columns} pixels")
-            detail = Detail(_read_pixels(pipe, rows, columns), height, width)
+            detail = Detail(Image.fromarray(_read_pixels(pipe, rows, columns)), (1, 1), height, width)
         frames.append(Pixels(rgb, None if index is None else int(index), detail))
     if not frames:
         raise ValueError("no frames")
@@ -224,11 +225,14 @@ def _answer(answers: Any, data: bytes, task: dict[str, Any]) -> None:
         frames = prepare(data, Limits(**task["limits"]), task["size"], task["thorough"], task["detailed"])
     except (ImageError, MemoryError) as problem:
         error = str(problem) or "not enough memory"
-    details = [frame.detail and (*frame.detail.rgb.shape[:2], frame.detail.height, frame.detail.width) for frame in frames]
-    about = [(frame.frame, detail) for frame, detail in zip(frames, details, strict=True)]
+    details = [frame.detail and reduced(frame.detail) for frame in frames]  # fewer pixels to send
+    about = [
+        (frame.frame, detail and (detail.image.height, detail.image.width, detail.height, detail.width))
+        for frame, detail in zip(frames, details, strict=True)
+    ]
     answers.write(json.dumps({"error": error, "frames": about}).encode() + b"\n")
-    for frame in frames:
+    for frame, detail in zip(frames, details, strict=True):
         answers.write(frame.rgb.tobytes())
-        if frame.detail is not None:
-            answers.write(frame.detail.rgb.tobytes())
+        if detail is not None:
+            answers.write(detail.image.tobytes())
     answers.flush()

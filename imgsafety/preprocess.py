@@ -6,16 +6,21 @@ The trainer imports this function, so the model learns from exactly what the sca
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from imgsafety.result import Detail, Part
+from imgsafety.errors import ImageError
+from imgsafety.result import Box, Detail, Part
 
 # A large picture is first reduced by whole steps (averaging blocks of pixels, JPEG while decoding), as long as this many times
 # the model's side is left: a third of the time of filtering all pixels; few verdicts change, either way (docs/performance.md).
 REDUCING_MARGIN = 1.1
+# A picture of no more pixels is kept for a zoom as it is: most are not zoomed into, and where they are, a part is reduced in less
+# time than the whole. Larger ones would take too much memory in a batch.
+MOST_KEPT = 2_000_000
 ZOOM = 2  # how much larger than the model's side a picture is kept to zoom into
 TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 LOOKS = ("whole", "zoom", *("turn",) * len(TURNS), "negative")  # what a thorough scan looks at, in this order
@@ -49,14 +54,36 @@ def most_detail(size: int) -> int:
 
 
 def to_detail(image: Image.Image, size: int) -> Detail:
-    """Reduce an RGB image by whole steps, as `to_pixels` does first, to no less than a zoom of this size needs."""
+    """Keep an RGB image for a zoom of this size, to be reduced by whole steps, as `to_pixels` does first; a large one at once."""
     across, down = (max(1, int(side / (ZOOM * size) / REDUCING_MARGIN)) for side in image.size)
-    reduced = image.reduce((across, down)) if max(across, down) > 1 else image
-    return Detail(np.asarray(reduced, dtype=np.uint8), image.height / down, image.width / across)
+    detail = Detail(image, (across, down), image.height / down, image.width / across)
+    return detail if image.width * image.height <= MOST_KEPT else reduced(detail)
+
+
+def reduced(detail: Detail) -> Detail:
+    """The same with its steps taken."""
+    return replace(detail, image=detail.image.reduce(detail.steps), steps=(1, 1)) if max(detail.steps) > 1 else detail
 
 
 def zoom(detail: Detail, part: Part, size: int) -> npt.NDArray[np.uint8]:
-    """Return what `to_pixels` makes of this part of a picture: `uint8 (size, size, 3)`."""
+    """Return what `to_pixels` makes of this part of a picture: `uint8 (size, size, 3)`.
+
+    Raises `ImageError` when its pixels are gone: whoever handed in an image may have closed it by now.
+    """
     top, left = part.top * detail.height, part.left * detail.width
     box = (left, top, left + part.side * detail.width, top + part.side * detail.height)
-    return np.asarray(Image.fromarray(detail.rgb).resize((size, size), Image.Resampling.BILINEAR, box=box), dtype=np.uint8)
+    try:
+        image, box = _cut(detail, box, size) if max(detail.steps) > 1 else (detail.image, box)
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box), dtype=np.uint8)
+    except Exception as problem:  # Pillow raises nearly every class
+        raise ImageError(f"cannot be zoomed into: {type(problem).__name__}: {problem}") from problem
+
+
+def _cut(detail: Detail, box: Box, size: int) -> tuple[Image.Image, Box]:
+    """Reduce the box of a picture and as much around it as the filter sees; return that and the box in it."""
+    (across, down), (left, top, right, bottom) = detail.steps, box
+    beside, above = (max(1.0, side / size) + 1 for side in (right - left, bottom - top))
+    first, start = int(max(0, left - beside)), int(max(0, top - above))
+    last, end = math.ceil(right + beside) * across, math.ceil(bottom + above) * down
+    source = (first * across, start * down, min(last, detail.image.width), min(end, detail.image.height))
+    return detail.image.reduce((across, down), source), (left - first, top - start, right - first, bottom - start)

@@ -6,10 +6,13 @@ for one item. `undecided` means there are no scores; it is never `allow`.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Decision = Literal["allow", "review", "block", "undecided"]
 Grid = list[list[float]]  # rows of columns
@@ -35,13 +38,14 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """A picture with enough pixels to zoom into, reduced by whole steps.
+    """A picture with enough pixels to zoom into.
 
-    rgb: uint8 (rows, columns, 3), not squeezed. height, width: of the picture in these pixels; the last row and column may
-    stand for less than a whole one.
+    image: RGB, not squeezed. steps: how many of its columns, and of its rows, are one of what is zoomed into. height, width: of the
+    picture in these; the last row and column may stand for less than a whole one.
     """
 
-    rgb: npt.NDArray[np.uint8]
+    image: "Image"
+    steps: tuple[int, int]
     height: float
     width: float
 

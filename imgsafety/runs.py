@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -221,11 +222,16 @@ def versions() -> dict[str, str]:
 
     from imgsafety import __version__
 
+    try:
+        kornia_rs = metadata.version("kornia-rs")
+    except metadata.PackageNotFoundError:
+        kornia_rs = "none"
     return {
         "imgsafety": __version__,
         "onnxruntime": onnxruntime.__version__,
         "numpy": np.__version__,
         "pillow": PIL.__version__,
+        "kornia-rs": kornia_rs,
         "python": platform.python_version(),
         "system": platform.platform(),
     }

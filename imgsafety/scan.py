@@ -2,7 +2,8 @@
 
 Every worker thread takes a batch of items the whole way, from bytes to verdicts; decoding and inference
 both leave Python's lock, so the cores stay busy without queues between stages, and memory holds one
-decoded picture per worker. What a reader would get wrong: nothing about a single item is ever raised.
+large decoded picture per worker and a batch of small ones. What a reader would get wrong: nothing about a single item is ever
+raised.
 """
 
 import math
@@ -292,7 +293,7 @@ class Scanner:
         frames = [frame for one in prepared for frame in one.frames]
         try:
             scores = iter(self._run_cascade(frames, session) if cascade else self._run_looks(frames, session, maps))
-        except ModelError as problem:
+        except (ImageError, ModelError) as problem:
             if len(prepared) == 1:
                 return [self._scored(prepared[0], (), prepared[0].error or str(problem))]
             return [scored for one in prepared for scored in self._score([one], session, maps, cascade)]

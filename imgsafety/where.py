@@ -5,9 +5,10 @@ What a reader would get wrong: the boxes are as coarse as the map (a 7x7 grid at
 seen far beyond its own cell. They say where to look, not where a body ends.
 """
 
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
 
 from imgsafety.result import Box, Grid, Part, Scores
 
@@ -27,9 +28,8 @@ LEAST = 0.01  # probability in a zoom: a decoy that draws the zoom takes a whole
 def boxes(grid: Grid) -> tuple[Box, ...]:
     """Box the places that carry a score, strongest box first."""
     plane = np.asarray(grid, dtype=np.float64)
-    rows, columns = plane.shape
-    found = sorted(_islands(_carrying(plane)), key=lambda island: -sum(plane[place] for place in island))
-    return tuple(_around(island, rows, columns) for island in found)
+    found = sorted(_islands(_carrying(plane)), key=lambda island: -plane[island].sum())
+    return tuple(_around(island) for island in found)
 
 
 def focus(scores: Scores) -> Part | None:
@@ -55,12 +55,10 @@ def _somebody(people: npt.NDArray[np.float64], evidence: npt.NDArray[np.float64]
     """
     nearest = np.ix_(*(np.arange(count) * own // count for count, own in zip(people.shape, evidence.shape, strict=True)))
     weights = people * evidence[nearest]
-    found = _islands({(int(row), int(column)) for row, column in np.argwhere(people >= SOMEBODY)})
-    sure = [island for island in found if sum(people[place] for place in island) >= SURELY]
+    sure = [island for island in _islands(people >= SOMEBODY) if people[island].sum() >= SURELY]
     if not sure:
         return None
-    most = max(sure, key=lambda island: sum(weights[place] for place in island))
-    left, top, right, bottom = _around(most, *people.shape)
+    left, top, right, bottom = _around(max(sure, key=lambda island: weights[island].sum()))
     side = max(SMALLEST, bottom - top, right - left)
     if side > LARGEST:
         return None
@@ -75,19 +73,25 @@ def _start(start: float, end: float, side: float) -> float:
 def _half(evidence: npt.NDArray[np.float64], gravest: npt.NDArray[np.float64], look: str) -> Part | None:
     """The half of height and width that most evidence is in. gravest: each place's share of the gravest label."""
     rows, columns = evidence.shape
-    finer, gravest_finer = (np.kron(plane, np.ones((FINER, FINER))) for plane in (evidence, gravest))  # a half is as many places
-    windows = sliding_window_view(finer, (rows, columns)) * np.outer(_hat(rows), _hat(columns))
-    row, column = np.unravel_index(np.argmax(windows.sum(axis=(2, 3))), windows.shape[:2])
+    finer, gravest_finer = _finer(evidence), _finer(gravest)  # of which a half has as many places
+    windows = _hats(rows) @ finer @ _hats(columns).T
+    row, column = np.unravel_index(np.argmax(windows), windows.shape)
     if gravest_finer[row : row + rows, column : column + columns].sum() / FINER**2 < FOCUSED:
         return None
     return Part(float(row) / (FINER * rows), float(column) / (FINER * columns), 1 / FINER, look)
 
 
-def _hat(count: int) -> npt.NDArray[np.float64]:
-    """Weights that rise to the middle: what is cut off at the edge of a zoom is seen badly."""
-    steps = np.arange(1.0, count + 1)
-    hat: npt.NDArray[np.float64] = np.minimum(steps, steps[::-1])
-    return hat
+@cache
+def _hats(count: int) -> npt.NDArray[np.float64]:
+    """Weights of the places of a finer map in each window of `count`: they rise to its middle, as what is cut off is seen badly."""
+    starts, places = np.ogrid[: (FINER - 1) * count + 1, : FINER * count]
+    hats: npt.NDArray[np.float64] = np.maximum(0.0, np.minimum(places - starts + 1.0, starts + count - places))
+    return hats
+
+
+def _finer(plane: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Each place as `FINER` rows and columns of places alike."""
+    return plane.repeat(FINER, axis=0).repeat(FINER, axis=1)
 
 
 def placed(grid: Grid, part: Part) -> Grid:
@@ -123,36 +127,44 @@ def joined(whole: Grid, zoomed: Grid, score: float) -> Grid:
 
     zoomed: as `placed` gives it.
     """
-    planes = [np.kron(np.asarray(whole, dtype=np.float64), np.ones((FINER, FINER))), np.asarray(zoomed, dtype=np.float64)]
+    planes = [_finer(np.asarray(whole, dtype=np.float64)), np.asarray(zoomed, dtype=np.float64)]
     first, second = (plane / max(plane.sum(), TINY) for plane in planes)
     grown: Grid = (score * (WHOLE_SHARE * first + (1 - WHOLE_SHARE) * second)).tolist()
     return grown
 
 
-def _around(island: set[tuple[int, int]], rows: int, columns: int) -> Box:
-    """The box of an island of places (row, column) on a map of so many."""
-    down, across = zip(*island, strict=True)
-    return min(across) / columns, min(down) / rows, (max(across) + 1) / columns, (max(down) + 1) / rows
+def _around(island: npt.NDArray[np.bool_]) -> Box:
+    """The box of the places that are true."""
+    down, across = (np.flatnonzero(island.any(axis=axis)) for axis in (1, 0))
+    rows, columns = island.shape
+    return float(across[0] / columns), float(down[0] / rows), float((across[-1] + 1) / columns), float((down[-1] + 1) / rows)
 
 
-def _carrying(plane: npt.NDArray[np.float64]) -> set[tuple[int, int]]:
+def _carrying(plane: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     order = np.argsort(plane, axis=None)[::-1]
     covered = np.cumsum(plane.ravel()[order])
-    count = int(np.searchsorted(covered, SHARE * covered[-1])) + 1
-    return {(int(at) // plane.shape[1], int(at) % plane.shape[1]) for at in order[:count]}
+    carrying = np.zeros(plane.size, dtype=np.bool_)
+    carrying[order[: int(np.searchsorted(covered, SHARE * covered[-1])) + 1]] = True
+    return carrying.reshape(plane.shape)
 
 
-def _islands(places: set[tuple[int, int]]) -> list[set[tuple[int, int]]]:
-    """Split places into groups that touch, diagonals included."""
-    rest = set(places)
-    islands: list[set[tuple[int, int]]] = []
+def _islands(places: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.bool_]]:
+    """Split places into groups that touch, diagonals included.
+
+    All places are the bits of one integer, a row after the other with a gap between: they grow by shifting it, in microseconds.
+    """
+    rows, columns = places.shape
+    gaps = np.zeros((rows, -columns % 8 or 8), dtype=np.bool_)
+    stride = columns + gaps.shape[1]
+    rest = int.from_bytes(np.packbits(np.hstack([places, gaps]), bitorder="little").tobytes(), "little")
+    islands: list[npt.NDArray[np.bool_]] = []
     while rest:
-        island: set[tuple[int, int]] = set()
-        edge = {rest.pop()}
-        while edge:
-            island |= edge
-            near = {(row + down, column + right) for row, column in edge for down in (-1, 0, 1) for right in (-1, 0, 1)}
-            edge = near & rest
-            rest -= edge
-        islands.append(island)
+        island, grown = 0, rest & -rest
+        while grown != island:
+            island = grown
+            wide = island | island << 1 | island >> 1
+            grown = (wide | wide << stride | wide >> stride) & rest
+        rest ^= island
+        bits = np.frombuffer(island.to_bytes(rows * stride // 8, "little"), np.uint8)
+        islands.append(np.unpackbits(bits, bitorder="little").reshape(rows, stride)[:, :columns].astype(np.bool_))
     return islands

@@ -16,6 +16,7 @@ from PIL import Image
 from imgsafety import ImageError, Scanner, SetupError
 from imgsafety.decode import Limits
 from imgsafety.isolate import Workers, prepare
+from imgsafety.preprocess import reduced
 from tests.hostile import animation, encoded, picture, png, slow_jpeg, zeros
 
 SIZE = 32
@@ -39,7 +40,13 @@ def noise():
 
 
 @pytest.mark.parametrize(
-    "data", [encoded(noise(), "PNG"), animation("GIF", [RED, GREEN, RED]), encoded(noise().convert("LA"), "PNG")]
+    "data",
+    [
+        encoded(noise(), "PNG"),
+        encoded(noise().resize((300, 500)), "PNG"),
+        animation("GIF", [RED, GREEN, RED]),
+        encoded(noise().convert("LA"), "PNG"),
+    ],
 )
 @pytest.mark.parametrize("thorough", [False, True])
 @pytest.mark.parametrize("detailed", [False, True])
@@ -53,7 +60,8 @@ def test_a_worker_prepares_the_same_frames(isolated, data, thorough, detailed):
     for one, other in details:
         assert (one is None) == (other is None)
         if one is not None:
-            assert np.array_equal(one.rgb, other.rgb) and (one.height, one.width) == (other.height, other.width)
+            one = reduced(one)  # before pixels are sent
+            assert np.array_equal(one.image, other.image) and (one.height, one.width) == (other.height, other.width)
 
 
 def test_verdicts_are_those_of_a_plain_scanner(isolated, scanner, folder):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgsafety.preprocess import ZOOM, to_detail, to_pixels, zoom
+from imgsafety import ImageError
+from imgsafety.preprocess import ZOOM, reduced, to_detail, to_pixels, zoom
 from imgsafety.result import Part
 
 
@@ -42,3 +43,23 @@ def test_a_zoom_is_a_part_of_the_picture_at_twice_the_side(size):
     for top, left in ((0, 0), (10, 64), (64, 30)):
         part = zoom(detail, Part(top / 128, left / 128, 1 / ZOOM, "zoom"), 64)
         assert np.abs(part - whole[top : top + 64, left : left + 64]).max() <= 2  # of 255: rounding
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (1501, 1203), (985, 300)])
+@pytest.mark.parametrize("part", [(0.0, 0.0, 0.5), (0.5, 0.5, 0.5), (3 / 14, 0.1, 0.25), (0.25, 0.13, 0.75)])
+def test_a_part_is_reduced_as_the_whole_would_be(size, part):
+    detail = to_detail(Image.effect_noise(size, 90).convert("RGB"), 64)
+    ahead, late = (zoom(one, Part(*part, "zoom"), 64).astype(int) for one in (reduced(detail), detail))
+    assert max(detail.steps) > 1 and np.abs(ahead - late).max() <= 2  # of 255: rounding
+
+
+def test_a_large_picture_is_not_kept_whole():
+    assert to_detail(Image.new("RGB", (2001, 1000)), 64).image.width < 2001
+
+
+def test_a_picture_that_is_closed_meanwhile_is_an_image_error():
+    image = Image.new("RGB", (300, 300))
+    detail = to_detail(image, 64)
+    image.close()
+    with pytest.raises(ImageError, match="cannot be zoomed into"):
+        zoom(detail, Part(0.0, 0.0, 0.5, "zoom"), 64)
