@@ -232,7 +232,7 @@ def machine() -> dict[str, str]:
         "processor": names[0] if names else platform.processor(),
         "cores": str(len(os.sched_getaffinity(0))),
         "VNNI": "yes" if "vnni" in flags else "no",
-        **{name: known[name] for name in ("python", "imgsafety", "onnxruntime", "pillow", "kornia-rs", "numpy")},
+        **{name: known[name] for name in ("python", "imgsafety", "onnxruntime", "pillow", "imagecodecs", "numpy")},
     }
 
 

@@ -223,15 +223,15 @@ def versions() -> dict[str, str]:
     from imgsafety import __version__
 
     try:
-        kornia_rs = metadata.version("kornia-rs")
+        decoder = metadata.version("imagecodecs")
     except metadata.PackageNotFoundError:
-        kornia_rs = "none"
+        decoder = "none"
     return {
         "imgsafety": __version__,
         "onnxruntime": onnxruntime.__version__,
         "numpy": np.__version__,
         "pillow": PIL.__version__,
-        "kornia-rs": kornia_rs,
+        "imagecodecs": decoder,
         "python": platform.python_version(),
         "system": platform.platform(),
     }

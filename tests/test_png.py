@@ -13,7 +13,7 @@ from PIL import Image
 from imgsafety.decode import Limits, decode
 from imgsafety.png import read_plain
 
-pytest.importorskip("kornia_rs", reason="the extra `fast` is not installed")
+pytest.importorskip("imagecodecs", reason="the extra `fast` is not installed")
 
 
 def noise(mode="RGB", size=(37, 23)):
