@@ -97,7 +97,7 @@ def lowest(requirements):
 @pytest.mark.parametrize(
     ("file", "core", "extras"),
     [
-        ("lowest.txt", True, ("parquet", "report", "serve", "watch")),
+        ("lowest.txt", True, ("fast", "parquet", "report", "serve", "watch")),
         ("lowest-torch.txt", False, ("diffusers", "parquet", "ray", "train")),
     ],
 )
