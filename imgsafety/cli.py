@@ -1,9 +1,12 @@
 """The command `imgsafety`: one file per sub-command in `commands`, put together here.
 
-Exit status: 0 nothing flagged, 1 something flagged or undecided, 2 the command could not do its work.
+Exit status: 0 nothing flagged, 1 something flagged or undecided, 2 the command could not do its work, 128 and a signal's
+number where that stopped it.
 """
 
+import io
 import sys
+import traceback
 import warnings
 
 import click
@@ -46,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 def cli() -> None:
     """Check pictures for people in minimal attire and for people who appear to be minors.
 
-    Exit status: 0 nothing flagged, 1 something flagged or undecided, 2 the command could not do its work.
+    Exit status: 0 nothing flagged, 1 something flagged (by a label too) or undecided, 2 the command could not do its work, 128 and
+    a signal's number (130 for Ctrl-C) where that stopped it.
     """
 
 
@@ -58,4 +62,12 @@ def run() -> None:
     """Entry point of the installed command."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # Pillow's remarks on damaged files; each file has its own line here
-    sys.exit(main())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end the scan
+    try:
+        status = main()
+    except Exception:  # noqa: BLE001  whatever it is: Python's own exit status for it is 1, which says that something is flagged
+        traceback.print_exc()
+        status = FAILED
+    sys.exit(status)

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from imgsafety.decode import Limits, iter_views
+from imgsafety.decode import Limits, View, iter_views
 from imgsafety.errors import ImageError, SetupError
 from imgsafety.preprocess import ZOOM, looks, most_detail, reduced, to_detail, to_pixels
 from imgsafety.result import Detail, Pixels
@@ -47,7 +47,7 @@ def prepare(content: Any, limits: Limits, size: int, thorough: bool, detailed: b
     try:
         with contextlib.closing(iter_views(content, limits, side)) as views:  # a caller's image is free again in any case
             return [
-                Pixels(to_pixels(look, size), view.frame, to_detail(look, size) if detailed and look is view.image else None)
+                Pixels(to_pixels(look, size), view.frame, _detail(view, size) if detailed and look is view.image else None)
                 for view in views
                 for look in looks(view.image, thorough)
             ]
@@ -55,6 +55,11 @@ def prepare(content: Any, limits: Limits, size: int, thorough: bool, detailed: b
         raise
     except Exception as problem:  # the resize is Pillow's, which raises nearly every class
         raise ImageError(f"cannot be prepared: {type(problem).__name__}: {problem}") from problem
+
+
+def _detail(view: View, size: int) -> Detail:
+    detail = to_detail(view.image, size)
+    return detail if view.frame is None else reduced(detail)  # many frames kept whole would take much memory
 
 
 @dataclass(slots=True)
@@ -220,12 +225,13 @@ def work() -> None:
 
 def _answer(answers: Any, data: bytes, task: dict[str, Any]) -> None:
     frames: list[Pixels] = []
+    details: list[Detail | None] = []
     error = None
     try:
         frames = prepare(data, Limits(**task["limits"]), task["size"], task["thorough"], task["detailed"])
+        details = [frame.detail and reduced(frame.detail) for frame in frames]  # fewer pixels to send
     except (ImageError, MemoryError) as problem:
-        error = str(problem) or "not enough memory"
-    details = [frame.detail and reduced(frame.detail) for frame in frames]  # fewer pixels to send
+        frames, error = [], str(problem) or "not enough memory"
     about = [
         (frame.frame, detail and (detail.image.height, detail.image.width, detail.height, detail.width))
         for frame, detail in zip(frames, details, strict=True)

@@ -195,7 +195,11 @@ def check_fit(policy: Policy, model: str, available: frozenset[str], sha256: str
         )
     missing = sorted(policy.score_names - available)
     if missing:
-        raise PolicyError(f"policy {policy.name!r} names scores that model {model!r} does not give: {missing}")
+        known = ", ".join(sorted(name for name in available if "." not in name))
+        raise PolicyError(
+            f"policy {policy.name!r} names scores that model {model!r} does not give: {', '.join(missing)}; "
+            f"it gives {known}, and NAME.LABEL for each label that `imgsafety info` lists"
+        )
 
 
 def decide(policy: Policy, scores: Scores, before: Scores | None = None) -> Verdict:

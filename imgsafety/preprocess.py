@@ -20,7 +20,7 @@ from imgsafety.result import Box, Detail, Part
 REDUCING_MARGIN = 1.1
 # A picture of no more pixels is kept for a zoom as it is: most are not zoomed into, and where they are, a part is reduced in less
 # time than the whole. Larger ones would take too much memory in a batch.
-MOST_KEPT = 2_000_000
+MOST_KEPT = 1_100_000
 ZOOM = 2  # how much larger than the model's side a picture is kept to zoom into
 TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 LOOKS = ("whole", "zoom", *("turn",) * len(TURNS), "negative")  # what a thorough scan looks at, in this order

@@ -231,7 +231,8 @@ def quote(summary: Mapping[str, Any]) -> str:
     model, policy = summary["run"]["model"]["name"], summary["run"]["policy"]["name"]
     minimal, minor = _say(figures["minimal_attire"]), _say(figures["minor"])
     both = _say(figures["minor_in_minimal_attire"], corrects=False)
-    caution = "" if figures["minor"]["corrected"] else "Adults whom the model takes for minors are counted with them. "
+    taken = "Adults whom the model takes for minors are counted with them, and can be most of them. "
+    caution = "" if figures["minor"]["corrected"] else taken
     return (
         f"Of {whole}, {minimal} show people in minimal attire; of those, {both} show somebody who appears to be a minor; "
         f"of all, {minor} show somebody who appears to be a minor. {caution}"

@@ -53,7 +53,13 @@ def scan_run(
     """
     roots = [os.path.abspath(path) for path in paths]
     chosen = selection or Selection()
-    _begin(store, scanner, roots, chosen)
+    _begin(store, scanner, roots, chosen)  # before anything is asked of the results, or written
+    return _scan_missing(scanner, store, roots, chosen, stop)
+
+
+def _scan_missing(
+    scanner: Scanner, store: Store, roots: list[str], chosen: Selection, stop: Callable[[], bool]
+) -> Iterator[Result]:
     listed: deque[Seen] = deque()
     stopped = False
 

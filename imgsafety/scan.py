@@ -2,8 +2,8 @@
 
 Every worker thread takes a batch of items the whole way, from bytes to verdicts; decoding and inference
 both leave Python's lock, so the cores stay busy without queues between stages, and memory holds one
-large decoded picture per worker and a batch of small ones. What a reader would get wrong: nothing about a single item is ever
-raised.
+large decoded picture per worker and a batch of those up to a megapixel. What a reader would get wrong: nothing about a single
+item is ever raised.
 """
 
 import math
@@ -221,6 +221,8 @@ class Scanner:
         wanted: asked, from worker threads, with the SHA-256 of each item's bytes; an item it declines is not
         decoded and comes out `skipped`.
         """
+        if isinstance(items, str | bytes | os.PathLike):
+            raise SetupError(f"{type(items).__name__} is one item, not many; of a folder's name `find_images` makes many")
 
         def work(chunk: Sequence[Any], session: Session) -> list[Scored]:
             return self._score([self._prepare(item, wanted) for item in chunk], session, maps=False, cascade=self.cascade)

@@ -72,6 +72,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """The same for lines: CSV keeps names whole, which is for programs, and a terminal is none."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def _cell(value: object) -> object:
     # Spreadsheets run cells that start like formulas; a leading quote keeps a hostile file name text.
     return "'" + value if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

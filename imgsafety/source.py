@@ -277,8 +277,10 @@ def _hashed(data: bytes, path: str | None) -> Loaded:
 def _read_path(path: str) -> bytes:
     try:
         if not os.path.isfile(path) and os.path.exists(path):
-            kind = "a folder that cannot be listed" if os.path.isdir(path) else "not a regular file"
-            raise ImageError(f"is {kind}")
+            if not os.path.isdir(path):
+                raise ImageError("is not a regular file")
+            listed = os.access(path, os.R_OK | os.X_OK)
+            raise ImageError("is a folder; a scan looks into folders" if listed else "is a folder that cannot be listed")
         with open(path, "rb") as file:
             return _within_limit(file.read(MAX_BYTES + 1))
     except (OSError, ValueError) as problem:  # ValueError: a NUL byte in the name

@@ -3,6 +3,7 @@
 What a reader would get wrong: results go to standard output or a file, everything said to people goes to standard error.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import Any, TextIO
 
 import click
 
-from imgsafety import sink
+from imgsafety import sink, source
 from imgsafety.decode import FRAMES, MAX_PIXELS
 from imgsafety.errors import SetupError
 from imgsafety.policy import shipped_policies
@@ -125,11 +126,20 @@ def summarise(counts: Mapping[str, int], where: str) -> int:
     return FLAGGED if counts["flagged"] else NOTHING_FLAGGED
 
 
+def refuse_overwriting(output: str | None, others: Iterable[str | None]) -> None:
+    """Raise `click.UsageError` when a file to be written is one of these, which the command reads or keeps, or a picture."""
+    if output is None:
+        return
+    same = any(other is not None and os.path.realpath(other) == os.path.realpath(output) for other in others)
+    if same or (os.path.isfile(output) and source.has_ending(output)):
+        raise click.UsageError(f"{output} is read or kept by this command, or a picture: name another file to write to")
+
+
 @contextmanager
 def open_output(output: str | None) -> Iterator[TextIO]:
     """The file to write to, or standard output. Names that are not UTF-8 keep their bytes."""
     if output is None:
-        if hasattr(sys.stdout, "reconfigure"):
+        if hasattr(sys.stdout, "reconfigure") and sys.stdout.encoding.lower() == "utf-8":
             sys.stdout.reconfigure(errors="surrogateescape")
         yield sys.stdout
         sys.stdout.flush()

@@ -29,7 +29,7 @@ def watch(
     existing: also judge what is there already. Raises `SetupError` when the folder is not there, or without the packages of the
     extra `watch`. What appears while others are judged is not missed. Linked folders are not entered.
     """
-    folder = Path(folder)
+    folder = Path(os.path.abspath(folder))  # as the paths of events are: the same file must not have two names
     if not folder.is_dir():
         raise SetupError(f"{folder} is not a folder that can be watched")
     judged = {} if existing else {path: stamp_of(path).mark for path in _files(folder)}

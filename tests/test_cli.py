@@ -157,6 +157,8 @@ def test_a_file_without_permission_is_undecided(run, folder, forbid):
     forbid(folder / "a.png")
     status, output, _ = run("scan", folder)
     assert status == 1 and "Permission denied" in output
+    status, output, _ = run("check", folder / "a.png", folder / "b.jpg")
+    assert status == 1 and "Permission denied" in output and "b.jpg: allow" in output
 
 
 def test_the_pixel_limit_is_an_option(run, harmless):
@@ -233,6 +235,29 @@ def test_a_name_that_is_not_utf8_reaches_the_output(folder, toy_path, toy_policy
         assert {"text": ".webp", "jsonl": json.dumps(name)[1:-1], "csv": name}[format_] in result.stdout
 
 
+def test_a_name_that_the_terminal_cannot_show_does_not_end_the_scan(folder, toy_path, toy_policy_path):
+    (folder / "deep" / "\u65e5.png").write_bytes((folder / "a.png").read_bytes())
+    argv = [sys.executable, "-m", "imgsafety", "scan", folder, "--model", toy_path, "--policy", toy_policy_path, "--format", "csv"]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    result = subprocess.run([*map(str, argv)], capture_output=True, env=environment, timeout=60)
+    assert result.returncode == 1 and rb"\u65e5.png" in result.stdout and b"4 pictures" in result.stderr
+
+
+def test_what_is_read_or_kept_is_not_written_over(run, folder, tmp_path):
+    kept = tmp_path / "a.run"
+    run("scan", folder, "--run", kept)
+    before = kept.read_bytes()
+    for words in (
+        ["scan", folder, "--run", kept, "--output", kept],
+        ["scan", folder, "--audit-log", tmp_path / "log", "--output", tmp_path / "log"],
+        ["scan", folder, "--output", folder / "a.png"],
+    ):
+        assert run(*words)[0] == 2
+    for option in ("--html", "--json", "--csv", "--parquet"):
+        assert run("report", kept, option, kept, toy=False)[0] == 2
+    assert kept.read_bytes() == before and run("scan", folder / "a.png")[0] == 0
+
+
 def test_a_reader_that_leaves_early_is_no_traceback(folder, toy_path, toy_policy_path):
     read, write = os.pipe()
     os.close(read)
@@ -255,3 +280,17 @@ def test_a_terminal_shows_progress_and_a_pipe_stays_clean(folder, toy_path, toy_
     assert process.returncode == 1
     assert [json.loads(line)["verdict"] for line in output.splitlines()] == ["allow", "allow", "review"]
     assert "3/3" in shown and "1 flagged" in shown
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_name_cannot_steer_the_terminal_by_csv(folder, toy_path, toy_policy_path):
+    import pty
+
+    (folder / "a.png").rename(folder / "a\x1b[31m.png")
+    terminal, end = pty.openpty()
+    words = ["scan", folder, "--format", "csv", "--model", toy_path, "--policy", toy_policy_path]
+    subprocess.run([sys.executable, "-m", "imgsafety", *map(str, words)], stdout=end, stderr=subprocess.PIPE, timeout=60)
+    os.close(end)
+    shown = os.read(terminal, 1 << 16)
+    os.close(terminal)
+    assert b"\x1b" not in shown and rb"a\x1b[31m.png" in shown

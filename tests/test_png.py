@@ -87,12 +87,19 @@ def test_what_generators_write_into_their_files_is_plain():
         before(b"IDAT", PLAIN, chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation='6'/>")),
         encoded(noise(), save_all=True, append_images=[noise()]),
         before(b"IDAT", PLAIN, chunk(b"acTL", struct.pack(">II", 1, 0))),
+        before(b"IDAT", PLAIN, chunk(b"iTXt", b"parameters\0\0\0\0\0rain")),
+        before(b"IDAT", PLAIN, chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 37, 12, 0, 0, 1, 1, 0, 0))),
         PLAIN + b"IEND" + bytes(600_000),
     ],
-    ids="grey palette clear turned turned-late turned-by-text turned-by-xmp animated animated-once padded".split(),
+    ids="grey palette clear turned turned-late turned-by-text turned-by-xmp animated animated-once text frame padded".split(),
 )
 def test_what_something_turns_clears_animates_or_pads_is_left_to_pillow(data):
     assert by_pillow(data) is not None and by_us(data) is None
+
+
+def test_a_part_that_a_text_names_is_not_mistaken_for_the_picture():
+    data = before(b"IDAT", PLAIN, chunk(b"tEXt", b"bbox\0somewhere"))
+    assert by_pillow(data) is None and by_us(data) is None
 
 
 def test_a_turned_picture_comes_out_upright():

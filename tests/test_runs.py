@@ -208,6 +208,25 @@ def test_the_commands_scan_and_decide(toy_path, toy_policy_path, folder, run, tm
     assert main(words) == 2 and "imgsafety decide" in capsys.readouterr().err
 
 
+def test_what_a_run_that_goes_on_writes_holds_all_of_it(toy_path, toy_policy_path, folder, run, tmp_path, capsys):
+    output = tmp_path / "results.jsonl"
+    words = ["scan", str(folder), "--model", str(toy_path), "--policy", str(toy_policy_path), "--run", str(run)]
+    main([*words, "--format", "jsonl", "--output", str(output)])
+    first = sorted(output.read_text().splitlines())
+    assert main([*words, "--format", "jsonl", "--output", str(output)]) == 1
+    assert sorted(output.read_text().splitlines()) == first and len(first) == 3
+    capsys.readouterr()
+    assert main(words) == 1 and "c.webp" in capsys.readouterr().out
+
+
+def test_a_refused_run_leaves_earlier_results_alone(toy_path, toy_policy_path, folder, run, tmp_path):
+    output = tmp_path / "results.txt"
+    output.write_text("earlier")
+    words = ["scan", str(folder), "--model", str(toy_path), "--policy", str(toy_policy_path), "--run", str(run)]
+    assert main(words) == 1
+    assert main([*words, "--max-files", "1", "--output", str(output)]) == 2 and output.read_text() == "earlier"
+
+
 def test_a_file_with_a_date_that_sqlite_cannot_count_is_scanned(scanner, tmp_path, draw):
     folder = tmp_path / "pictures"
     folder.mkdir()

@@ -4,6 +4,7 @@ import io
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -281,3 +282,9 @@ def test_an_edit_of_nothing_is_never_allowed(scanner, draw):
 def test_times_are_finite(toy_path, toy_policy, options):
     with pytest.raises(SetupError, match="it must be"):
         Scanner(toy_path, toy_policy, **options)
+
+
+@pytest.mark.parametrize("one", ["pictures", b"bytes", Path("pictures")])
+def test_one_item_is_not_taken_for_many(scanner, one):
+    with pytest.raises(SetupError, match="is one item, not many"):
+        list(scanner.scan(one))

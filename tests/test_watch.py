@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from imgsafety import SetupError
-from imgsafety.watch import watch
+from imgsafety.watch import LOOK_AGAIN, watch
 
 pytest.importorskip("watchfiles", reason="needs the extra `watch`")
 PATIENCE = 30
@@ -92,6 +92,15 @@ def test_folders_that_come_and_names_that_change_are_followed(scanner, tmp_path,
         draw("clothed", (32, 32)).save(tmp_path / "in" / "b.tmp", "PNG")
         (tmp_path / "in" / "b.tmp").rename(tmp_path / "in" / "b.png")
         assert following().path == str(tmp_path / "in" / "b.png")
+
+
+def test_a_folder_named_from_here_gives_each_picture_once(scanner, tmp_path, draw, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with watching(scanner, ".") as following:
+        draw("nobody").save(tmp_path / "first.png")
+        assert following().path == str(tmp_path / "first.png")
+        with pytest.raises(queue.Empty):
+            following(LOOK_AGAIN + 2)
 
 
 def test_a_missing_folder_is_said(scanner, tmp_path):

@@ -9,7 +9,7 @@ from imgsafety.terminal import details_format, scanner_options, show
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path())
+@click.argument("files", nargs=-1, required=True, type=click.Path(readable=False))
 @scanner_options
 @click.option("--map", "maps", is_flag=True, help="Also say where: the share of each label per place of a coarse grid.")
 @details_format
@@ -21,8 +21,8 @@ def check(files: tuple[str, ...], maps: bool, format_: str, **settings: Any) -> 
 
 
 @click.command("check-edit")
-@click.argument("before", type=click.Path())
-@click.argument("after", type=click.Path())
+@click.argument("before", type=click.Path(readable=False))
+@click.argument("after", type=click.Path(readable=False))
 @scanner_options
 @details_format
 def check_edit(before: str, after: str, format_: str, **settings: Any) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from imgsafety import __version__
+from imgsafety.runs import versions
 from imgsafety.scan import Scanner
 from imgsafety.terminal import NOTHING_FLAGGED, scanner_options
 
@@ -13,10 +14,6 @@ from imgsafety.terminal import NOTHING_FLAGGED, scanner_options
 @scanner_options
 def info(**settings: Any) -> int:
     """Show the model, its heads, the policy, the provider and versions."""
-    import numpy
-    import onnxruntime
-    import PIL
-
     scanner = Scanner(**settings)
     session, policy = scanner.session, scanner.policy
     click.echo(f"imgsafety    {__version__}")
@@ -39,5 +36,7 @@ def info(**settings: Any) -> int:
         scan = "" if look == "zoom" else " of --thorough"
         click.echo(f"  needed     in a {look}{scan}, where a rule asks for less: {above}")
     click.echo(f"provider     {session.provider}")
-    click.echo(f"versions     onnxruntime {onnxruntime.__version__}, numpy {numpy.__version__}, pillow {PIL.__version__}")
+    known = versions()
+    shown = ", ".join(f"{name} {known[name]}" for name in ("onnxruntime", "numpy", "pillow", "imagecodecs"))
+    click.echo(f"versions     {shown}")
     return NOTHING_FLAGGED

@@ -13,7 +13,7 @@ from imgsafety.errors import SetupError
 from imgsafety.page import to_html
 from imgsafety.report import MOST_FLAGGED, VIEWS, compare, find_rates, list_flagged, summarise
 from imgsafety.store import Store, open_to_read
-from imgsafety.terminal import NOTHING_FLAGGED, open_output
+from imgsafety.terminal import NOTHING_FLAGGED, open_output, refuse_overwriting
 
 FILE = click.Path(dir_okay=False)
 
@@ -53,6 +53,9 @@ def report(
         raise click.UsageError("a report is of one run, or compares two")
     if (csv or parquet) and len(runs) == 2:
         raise click.UsageError("--csv and --parquet write the files of one run")
+    written = [html, json_, csv, parquet]
+    for number, output in enumerate(written):
+        refuse_overwriting(output, [*runs, error_rates, *written[:number]])
     with ExitStack() as stack:
         stores = [stack.enter_context(open_to_read(run)) for run in runs]
         summaries = [summarise(store, find_rates(store, error_rates), duplicates) for store in stores]

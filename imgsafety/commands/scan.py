@@ -3,8 +3,9 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import click
@@ -12,10 +13,11 @@ import click
 from imgsafety import sink, source
 from imgsafety.audit_log import Judge, open_log
 from imgsafety.errors import SetupError
-from imgsafety.result import Result
+from imgsafety.result import SEVERITY, Result
 from imgsafety.runs import scan_run
 from imgsafety.scan import Scanner
 from imgsafety.source import Selection
+from imgsafety.store import FLAGGED as FLAGGED_ROWS
 from imgsafety.store import open_to_write
 from imgsafety.terminal import (
     FAILED,
@@ -23,6 +25,7 @@ from imgsafety.terminal import (
     NOTHING_FLAGGED,
     batch_options,
     open_output,
+    refuse_overwriting,
     scanner_options,
     stop_on_signals,
     summarise,
@@ -46,7 +49,7 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path())
+@click.argument("paths", nargs=-1, required=True, type=click.Path(readable=False))
 @scanner_options
 @batch_options
 @selection_options
@@ -67,7 +70,8 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--run",
     type=click.Path(dir_okay=False),
-    help="Keep the scan in this file: stop it in any way, give the same command again, and it goes on. See `report` and `decide`.",
+    help="Keep the scan in this file: stop it in any way, give the same command again, and it goes on; what it writes then holds "
+    "all of the run. See `report` and `decide`.",
 )
 @click.option(
     "--engine",
@@ -99,6 +103,7 @@ def scan(
         if not output or run or audit_log or format_ != "text":
             raise click.UsageError("--engine ray needs --output, a folder; it does not go with --run, --audit-log or --format")
         return _scan_on_cluster(paths, output, selection, settings)
+    refuse_overwriting(output, [run, audit_log, *paths])
     missing = [path for path in paths if not os.path.lexists(path)]
     for path in missing:
         click.echo(f"imgsafety: {sink.printable(path)}: no such file or folder", err=True)
@@ -106,26 +111,27 @@ def scan(
     if not present:
         return FAILED
     scanner = Scanner(**settings)
-    judge = partial(_scan_into, run) if run else _scan
+    judge = partial(_scan_into, run, format_) if run else _scan
     write = partial(_write, format_, output)
     status = judge(scanner, present, selection, partial(_write_audited, audit_log, scanner, write) if audit_log else write)
     return FAILED if missing and status in (NOTHING_FLAGGED, FLAGGED) else status
 
 
-Writer = Callable[[Iterator[Result]], None]
+Writer = Callable[[Iterator[Result], Iterable[Result]], None]  # of new results, and of those that a run held before
 
 
-def _write(format_: str, output: str | None, results: Iterator[Result]) -> None:
+def _write(format_: str, output: str | None, results: Iterator[Result], earlier: Iterable[Result]) -> None:
     with open_output(output) as file:
         file.write(sink.HEADERS.get(format_, ""))
-        for result in results:
-            file.write(sink.FORMATS[format_](result))
+        for result in chain(earlier, results):
+            line = sink.FORMATS[format_](result)
+            file.write(sink.printable_lines(line) if file.isatty() else line)
 
 
-def _write_audited(path: str, scanner: Scanner, write: Writer, results: Iterator[Result]) -> None:
+def _write_audited(path: str, scanner: Scanner, write: Writer, results: Iterator[Result], earlier: Iterable[Result]) -> None:
     session, policy = scanner.session, scanner.policy
     with open_log(path, Judge(session.spec.identity, session.sha256, policy.name, policy.sha256)) as log:
-        write(_logged(log.write, results))
+        write(_logged(log.write, results), earlier)
         click.echo(f"{path}: head {log.head}", err=True)
 
 
@@ -145,7 +151,7 @@ def _scan(scanner: Scanner, paths: list[str], selection: Selection, write: Write
             yield result
 
     find = partial(source.find_images, paths, selection)
-    write(counted(with_progress(scanner.scan(find()), find)))
+    write(counted(with_progress(scanner.scan(find()), find)), ())
     return summarise(counts, " ".join(map(sink.printable, paths)))
 
 
@@ -165,10 +171,13 @@ def _scan_on_cluster(paths: tuple[str, ...], output: str, selection: Selection, 
     return summarise(counts, " ".join(map(sink.printable, paths)))
 
 
-def _scan_into(run: str, scanner: Scanner, paths: list[str], selection: Selection, write: Writer) -> int:
+def _scan_into(run: str, format_: str, scanner: Scanner, paths: list[str], selection: Selection, write: Writer) -> int:
     with open_to_write(run) as store, stop_on_signals() as received:
         results = scan_run(scanner, store, paths, selection, stop=lambda: bool(received))
-        write(with_progress(results, partial(source.find_images, paths, selection), sum(store.count().values())))
+        # Whichever call judged them, what is written holds all of the run; of those that text leaves out none are read.
+        earlier = store.results(where=FLAGGED_ROWS if format_ == "text" else "1")
+        done = sum(count for verdict, count in store.count().items() if verdict in SEVERITY)
+        write(with_progress(results, partial(source.find_images, paths, selection), done), earlier)
         status = summarise(store.count(), " ".join(map(sink.printable, paths)))
     if received:
         click.echo(f"imgsafety: stopped; what was judged is in {run}, and the same command goes on from there", err=True)
