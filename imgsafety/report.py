@@ -229,7 +229,9 @@ def quote(summary: Mapping[str, Any]) -> str:
     unfinished = "" if summary["run"]["finished"] else " so far, in a scan that is not finished"
     whole = f"{summary['judged']:,} pictures{' of a random sample' if sample else ''} that could be judged{unfinished}"
     model, policy = summary["run"]["model"]["name"], summary["run"]["policy"]["name"]
-    minimal, minor = _say(figures["minimal_attire"]), _say(figures["minor"])
+    few = ": fewer are flagged than false alarms were on the pictures that the classifier was tested on"
+    minimal = _say(figures["minimal_attire"], few if "minimal-attire" in summary["error_rates"] else "")
+    minor = _say(figures["minor"], few if "apparent-minor" in summary["error_rates"] else "")
     both = _say(figures["minor_in_minimal_attire"], corrects=False)
     taken = "Adults whom the model takes for minors are counted with them, and can be most of them. "
     caution = "" if figures["minor"]["corrected"] else taken
@@ -240,14 +242,15 @@ def quote(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _say(figure: Mapping[str, Any], corrects: bool = True) -> str:
+def _say(figure: Mapping[str, Any], why: str = "", corrects: bool = True) -> str:
+    """A share as text. why: what keeps it from being corrected, if anything can."""
     if figure["raw"] is None:
         return "an unknown share"
     raw, corrected = percent(figure["raw"]["value"]), figure["corrected"]
     if not corrects:
         return f"{raw} (as counted)"
     if corrected is None:
-        return f"{raw} (as counted; not corrected for the classifier's errors)"
+        return f"{raw} (as counted; not corrected for the classifier's errors{why})"
     low, high = percent(corrected["low"]), percent(corrected["high"])
     return f"{percent(corrected['value'])} (95 % interval {low} to {high}, corrected for the classifier's errors; as counted {raw})"
 
@@ -279,12 +282,21 @@ def _flagged_row(row: Sequence[Any], root: str) -> list[Any]:
 
 
 def compare(first: Store, second: Store, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Say what changed from one run to another: each figure's difference, and verdicts on bytes that both hold."""
+    """Say what changed from one run to another: each figure's difference, and verdicts on bytes that both hold.
+
+    cautions: what else than the pictures may have made the difference, in sentences.
+    """
     before, after = (summary["figures"] for summary in summaries)
     kinds = ("raw", "corrected")
+    verdicts = list(first.changes(second))
+    differing = [part for part in ("model", "policy", "settings") if first.fact(part) != second.fact(part)]
+    cautions = [f"The two scans differ in {part}: a difference in the figures may be due to that." for part in differing]
+    if common := sum(count for *_, count in verdicts):
+        cautions.append(f"{common:,} pictures are in both scans; the intervals of the differences hold for other pictures alone.")
     return {
         "figures": {name: {kind: _change(before[name][kind], after[name][kind]) for kind in kinds} for name in before},
-        "verdicts": [{"before": a, "after": b, "pictures": count} for a, b, count in first.changes(second)],
+        "verdicts": [{"before": a, "after": b, "pictures": count} for a, b, count in verdicts],
+        "cautions": cautions,
     }
 
 

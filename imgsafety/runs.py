@@ -154,7 +154,7 @@ def _begin(store: Store, scanner: Scanner, roots: list[str], selection: Selectio
         store.set_facts({**facts, "started": _now(), "finished": None})
         return
     stored = {part: store.fact(part) for part in ("policy", "model", "settings", "selection")}
-    decide = f"to apply this one to the scores it holds: imgsafety decide {store.path} --policy …; "
+    decide = f"to apply this one to the scores it holds: imgsafety decide {store.path} --policy …; to go on, scan with that one; "
     refuse_changes(store.path, stored, facts, decide)
     earlier = store.fact("versions")
     added = [one for one in facts["versions"] if one not in earlier]

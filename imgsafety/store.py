@@ -276,7 +276,9 @@ def open_to_read(path: str | os.PathLike[str]) -> Iterator[Store]:
     path = Path(path)
     if not path.is_file():
         raise SetupError(f"run {path} does not exist")
-    with _explained(path), closing(_connect(path, "ro")) as connection:
+    # Readers write beside a run, too; where nobody can, nobody writes into it either.
+    unchanging = not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists()
+    with _explained(path), closing(_connect(path, "ro&immutable=1" if unchanging else "ro")) as connection:
         if not _is_run(connection, path):
             raise SetupError(f"run {path} is empty: nothing was scanned into it")
         with closing(Store(path, connection)) as store:

@@ -115,6 +115,14 @@ def test_without_error_rates_nothing_is_corrected_and_it_is_said(run):
     assert "not corrected" in summary["quote"] and summary["error_rates"] == {"unknown": rates}
 
 
+def test_a_count_below_the_false_alarms_is_not_corrected_and_the_sentence_says_why(run):
+    rates = {"minimal-attire": ErrorCounts(90, 10, 10, 990)}
+    with open_to_read(run) as store:
+        summary = summarise(store, rates)
+    assert summary["figures"]["minimal_attire"]["corrected"] is None
+    assert "fewer are flagged than false alarms were" in summary["quote"]
+
+
 def test_rates_of_the_users_own_must_fit(run, tmp_path):
     (tmp_path / "rates.json").write_text(json.dumps({"model_sha256": "other", "policies": {}}))
     with open_to_read(run) as store, pytest.raises(SetupError, match="another model"):
@@ -175,6 +183,7 @@ def test_two_runs_are_compared(run, tmp_path, toy_path, pictures):
         changes = compare(before, after, [summarise(store, RATES) for store in (before, after)])
     assert {(row["before"], row["after"]): row["pictures"] for row in changes["verdicts"]}[("review", "allow")] == 9
     assert changes["figures"]["minimal_attire"]["raw"]["value"] == -0.25
+    assert "differ in policy" in changes["cautions"][0] and "pictures are in both scans" in changes["cautions"][1]
     assert main(["report", str(run), str(second), "--html", str(tmp_path / "two.html")]) == 0
     assert "Two scans compared" in (tmp_path / "two.html").read_text()
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from imgsafety.scan import Scanner
 from imgsafety.terminal import details_format, scanner_options, show
@@ -11,10 +12,12 @@ from imgsafety.terminal import details_format, scanner_options, show
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(readable=False))
 @scanner_options
-@click.option("--map", "maps", is_flag=True, help="Also say where: the share of each label per place of a coarse grid.")
+@click.option("--map", "maps", is_flag=True, help="Also say where, as JSON: boxes, and each label's share per place of a grid.")
 @details_format
 def check(files: tuple[str, ...], maps: bool, format_: str, **settings: Any) -> int:
     """Judge a few FILES and show everything that is known of each."""
+    if maps and format_ == "text" and click.get_current_context().get_parameter_source("format_") is not ParameterSource.DEFAULT:
+        raise click.UsageError("--map is numbers for programs; it goes with --format jsonl")
     scanner = Scanner(**settings)
     results = [scanner.check(file, maps=maps) for file in files]
     return show(results, "jsonl" if maps else format_)

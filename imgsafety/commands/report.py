@@ -70,6 +70,8 @@ def report(
         if parquet:
             sink.write_parquet(stores[0].results(VIEWS[duplicates]), stores[0].heads, parquet)
     _say(summaries)
+    if changes:
+        _say_changes(changes)
     return NOTHING_FLAGGED
 
 
@@ -84,6 +86,17 @@ def _write_csv(path: str, store: Store, view: str) -> None:
     with open_output(path) as file:
         file.write(sink.HEADERS["csv"])
         file.writelines(map(sink.to_csv, store.results(view)))
+
+
+def _say_changes(changes: dict[str, Any]) -> None:
+    for name, kinds in changes["figures"].items():
+        kind = "corrected" if kinds["corrected"] else "raw"
+        if change := kinds[kind]:
+            value, low, high = (f"{100 * change[end]:+.2f}" for end in ("value", "low", "high"))
+            how = {"raw": "as counted", "corrected": "corrected"}[kind]
+            click.echo(f"change of {name.replace('_', ' ')}: {value} points ({low} to {high}, {how})")
+    for caution in changes["cautions"]:
+        click.echo(caution, err=True)
 
 
 def _say(summaries: Sequence[dict[str, Any]]) -> None:

@@ -106,7 +106,8 @@ def scan(
     refuse_overwriting(output, [run, audit_log, *paths])
     missing = [path for path in paths if not os.path.lexists(path)]
     for path in missing:
-        click.echo(f"imgsafety: {sink.printable(path)}: no such file or folder", err=True)
+        hint = "; addresses are for --engine ray, and nothing is fetched from the web" if "://" in path else ""
+        click.echo(f"imgsafety: {sink.printable(path)}: no such file or folder{hint}", err=True)
     present = [path for path in paths if path not in missing]
     if not present:
         return FAILED
