@@ -71,7 +71,7 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--run",
     type=click.Path(dir_okay=False),
     help="Keep the scan in this file: stop it in any way, give the same command again, and it goes on; what it writes then holds "
-    "all of the run. See `report` and `decide`.",
+    "all of the run; of a picture that is judged again the later line counts. See `report` and `decide`.",
 )
 @click.option(
     "--engine",
