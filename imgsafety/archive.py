@@ -21,6 +21,7 @@ from imgsafety.errors import ImageError
 ENDINGS = (".zip", ".cbz", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 ZIP_MAGIC = b"PK\x03\x04"
 EMPTY_ZIP_MAGIC = b"PK\x05\x06"
+ENCRYPTED = 1  # the bit of a zip entry's flags
 MAX_PADDING = 64 * 1024 * 1024  # bytes of zeros at the end of a tar
 # A compressed tar can only be read forwards, so its members wait in memory for their turn.
 MAX_WAITING_BYTES = 32 * 1024 * 1024
@@ -59,7 +60,8 @@ def list_members(path: Path) -> Iterator[Member]:
             seen.add(hash(inner))
             yield _refuse_nested(replace(member, name=os.path.join(path, inner)))
     except Exception as problem:  # noqa: BLE001  # archives and their decompressors raise nearly every class on damaged bytes
-        why = f"the archive breaks off: {problem}" if seen else f"not an archive that can be read: {problem}"
+        said = str(problem).partition("\n")[0].rstrip(":")  # tarfile lists what each decompressor says
+        why = f"the archive breaks off: {said}" if seen else f"not an archive that can be read: {said}"
         yield Member(os.path.join(path, "...") if seen else os.fspath(path), path, _refusal(why), opaque=True)
 
 
@@ -106,7 +108,8 @@ def _zip(path: Path) -> Iterator[Member]:
     for info in archive.infolist():
         if not info.is_dir() or info.file_size:
             time = _nanoseconds(calendar.timegm, (*info.date_time, 0, 0, 0))
-            yield Member(info.filename, path, reader(info), info.file_size, time)
+            read = _refusal("is encrypted with a password; unpack the archive") if info.flag_bits & ENCRYPTED else reader(info)
+            yield Member(info.filename, path, read, info.file_size, time)
 
 
 def _tar(path: Path) -> Iterator[Member]:

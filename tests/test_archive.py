@@ -116,7 +116,7 @@ def test_an_encrypted_member_is_undecided(scanner, tmp_path, draw):
         content[content.index(mark) + offset] |= 1  # the flag that says: encrypted
     path.write_bytes(content)
     (result,) = scanner.scan(find_images([path]))
-    assert result.verdict == "undecided" and "password" in result.error
+    assert result.verdict == "undecided" and result.error == "is encrypted with a password; unpack the archive"
 
 
 def test_a_link_in_an_archive_is_undecided_and_reads_nothing_outside(scanner, tmp_path, draw):
