@@ -34,8 +34,8 @@ MEMORY = 4 * 1024**3  # bytes of address space; a picture of 80 million pixels n
 MAX_LINE = 1 << 20  # bytes of the JSON that a worker may answer
 # -P: a file named json.py in the folder where the command is given must not be run.
 WORKER = (sys.executable, "-P", "-c", "from imgsafety.isolate import work; work()")
-# A black pixel: a worker that cannot answer this cannot be used at all.
-PROBE = b"P6 1 1 255\n\0\0\0"
+# A black picture: a worker that cannot answer this cannot be used at all. Large enough that it takes memory of its own.
+PROBE = b"P6 512 512 255\n" + bytes(512 * 512 * 3)
 
 
 def prepare(content: Any, limits: Limits, size: int, thorough: bool, detailed: bool = False) -> list[Pixels]:
