@@ -49,7 +49,7 @@ def looks(image: Image.Image, thorough: bool) -> list[Image.Image]:
 
 
 def most_detail(size: int) -> int:
-    """The most rows, and columns, of a `Detail` for a zoom of this size."""
+    """The most rows, and columns, of a `reduced` picture for a zoom of this size."""
     return 2 * math.ceil(ZOOM * REDUCING_MARGIN * size)
 
 

@@ -229,9 +229,8 @@ def quote(summary: Mapping[str, Any]) -> str:
     unfinished = "" if summary["run"]["finished"] else " so far, in a scan that is not finished"
     whole = f"{summary['judged']:,} pictures{' of a random sample' if sample else ''} that could be judged{unfinished}"
     model, policy = summary["run"]["model"]["name"], summary["run"]["policy"]["name"]
-    few = ": fewer are flagged than false alarms were on the pictures that the classifier was tested on"
-    minimal = _say(figures["minimal_attire"], few if "minimal-attire" in summary["error_rates"] else "")
-    minor = _say(figures["minor"], few if "apparent-minor" in summary["error_rates"] else "")
+    minimal = _say(figures["minimal_attire"], summary["error_rates"].get("minimal-attire"))
+    minor = _say(figures["minor"], summary["error_rates"].get("apparent-minor"))
     both = _say(figures["minor_in_minimal_attire"], corrects=False)
     taken = "Adults whom the model takes for minors are counted with them, and can be most of them. "
     caution = "" if figures["minor"]["corrected"] else taken
@@ -242,14 +241,16 @@ def quote(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _say(figure: Mapping[str, Any], why: str = "", corrects: bool = True) -> str:
-    """A share as text. why: what keeps it from being corrected, if anything can."""
+def _say(figure: Mapping[str, Any], rates: Mapping[str, Any] | None = None, corrects: bool = True) -> str:
+    """A share as text, with the reason where it is not corrected although its error rates are known."""
     if figure["raw"] is None:
         return "an unknown share"
     raw, corrected = percent(figure["raw"]["value"]), figure["corrected"]
     if not corrects:
         return f"{raw} (as counted)"
     if corrected is None:
+        few = rates is not None and figure["raw"]["value"] < 1 - rates["specificity"]
+        why = ": fewer are flagged than false alarms were on the pictures that the classifier was tested on" if few else ""
         return f"{raw} (as counted; not corrected for the classifier's errors{why})"
     low, high = percent(corrected["low"]), percent(corrected["high"])
     return f"{percent(corrected['value'])} (95 % interval {low} to {high}, corrected for the classifier's errors; as counted {raw})"

@@ -277,10 +277,8 @@ def _hashed(data: bytes, path: str | None) -> Loaded:
 def _read_path(path: str) -> bytes:
     try:
         if not os.path.isfile(path) and os.path.exists(path):
-            if not os.path.isdir(path):
-                raise ImageError("is not a regular file")
-            listed = os.access(path, os.R_OK | os.X_OK)
-            raise ImageError("is a folder; a scan looks into folders" if listed else "is a folder that cannot be listed")
+            folder = "a folder that cannot be listed, or is given as one picture: a scan looks into folders"
+            raise ImageError(f"is {folder if os.path.isdir(path) else 'not a regular file'}")
         with open(path, "rb") as file:
             return _within_limit(file.read(MAX_BYTES + 1))
     except (OSError, ValueError) as problem:  # ValueError: a NUL byte in the name

@@ -154,9 +154,9 @@ def _islands(places: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.bool_]]:
     All places are the bits of one integer, a row after the other with a gap between: they grow by shifting it, in microseconds.
     """
     rows, columns = places.shape
-    gaps = np.zeros((rows, -columns % 8 or 8), dtype=np.bool_)
-    stride = columns + gaps.shape[1]
-    rest = int.from_bytes(np.packbits(np.hstack([places, gaps]), bitorder="little").tobytes(), "little")
+    stride = columns + 1
+    packed = np.packbits(np.pad(places, ((0, 0), (0, 1))), bitorder="little")
+    rest = int.from_bytes(packed.tobytes(), "little")
     islands: list[npt.NDArray[np.bool_]] = []
     while rest:
         island, grown = 0, rest & -rest
@@ -165,6 +165,7 @@ def _islands(places: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.bool_]]:
             wide = island | island << 1 | island >> 1
             grown = (wide | wide << stride | wide >> stride) & rest
         rest ^= island
-        bits = np.frombuffer(island.to_bytes(rows * stride // 8, "little"), np.uint8)
-        islands.append(np.unpackbits(bits, bitorder="little").reshape(rows, stride)[:, :columns].astype(np.bool_))
+        bits = np.frombuffer(island.to_bytes(len(packed), "little"), np.uint8)
+        unpacked = np.unpackbits(bits, count=rows * stride, bitorder="little")
+        islands.append(unpacked.reshape(rows, stride)[:, :columns].astype(np.bool_))
     return islands

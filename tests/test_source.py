@@ -57,7 +57,7 @@ def test_a_folder_that_cannot_be_listed_is_reported(folder, forbid):
 
 
 def test_a_folder_as_an_item_is_an_error(tmp_path):
-    with pytest.raises(ImageError, match="is a folder; a scan looks into folders"):
+    with pytest.raises(ImageError, match="folder that cannot be listed"):
         load(tmp_path)
 
 

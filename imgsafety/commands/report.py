@@ -10,7 +10,7 @@ import click
 
 from imgsafety import sink
 from imgsafety.errors import SetupError
-from imgsafety.page import to_html
+from imgsafety.page import points, to_html
 from imgsafety.report import MOST_FLAGGED, VIEWS, compare, find_rates, list_flagged, summarise
 from imgsafety.store import Store, open_to_read
 from imgsafety.terminal import NOTHING_FLAGGED, open_output, refuse_overwriting
@@ -92,7 +92,7 @@ def _say_changes(changes: dict[str, Any]) -> None:
     for name, kinds in changes["figures"].items():
         kind = "corrected" if kinds["corrected"] else "raw"
         if change := kinds[kind]:
-            value, low, high = (f"{100 * change[end]:+.2f}" for end in ("value", "low", "high"))
+            value, low, high = (points(change[end]) for end in ("value", "low", "high"))
             how = {"raw": "as counted", "corrected": "corrected"}[kind]
             click.echo(f"change of {name.replace('_', ' ')}: {value} points ({low} to {high}, {how})")
     for caution in changes["cautions"]:

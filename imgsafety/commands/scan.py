@@ -13,7 +13,7 @@ import click
 from imgsafety import sink, source
 from imgsafety.audit_log import Judge, open_log
 from imgsafety.errors import SetupError
-from imgsafety.result import SEVERITY, Result
+from imgsafety.result import Result
 from imgsafety.runs import scan_run
 from imgsafety.scan import Scanner
 from imgsafety.source import Selection
@@ -123,10 +123,10 @@ Writer = Callable[[Iterator[Result], Iterable[Result]], None]  # of new results,
 
 def _write(format_: str, output: str | None, results: Iterator[Result], earlier: Iterable[Result]) -> None:
     with open_output(output) as file:
+        shown = sink.printable_lines if file.isatty() else str
         file.write(sink.HEADERS.get(format_, ""))
         for result in chain(earlier, results):
-            line = sink.FORMATS[format_](result)
-            file.write(sink.printable_lines(line) if file.isatty() else line)
+            file.write(shown(sink.FORMATS[format_](result)))
 
 
 def _write_audited(path: str, scanner: Scanner, write: Writer, results: Iterator[Result], earlier: Iterable[Result]) -> None:
@@ -177,7 +177,8 @@ def _scan_into(run: str, format_: str, scanner: Scanner, paths: list[str], selec
         results = scan_run(scanner, store, paths, selection, stop=lambda: bool(received))
         # Whichever call judged them, what is written holds all of the run; of those that text leaves out none are read.
         earlier = store.results(where=FLAGGED_ROWS if format_ == "text" else "1")
-        done = sum(count for verdict, count in store.count().items() if verdict in SEVERITY)
+        counts = store.count()
+        done = sum(counts.values()) - counts["flagged"]  # which are counted by their verdicts as well
         write(with_progress(results, partial(source.find_images, paths, selection), done), earlier)
         status = summarise(store.count(), " ".join(map(sink.printable, paths)))
     if received:
