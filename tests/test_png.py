@@ -2,7 +2,6 @@
 
 import io
 import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image
 
 from imgsafety.decode import Limits, decode
 from imgsafety.png import read_plain
+from tests.hostile import chunk, encoded
 
 pytest.importorskip("imagecodecs", reason="the extra `fast` is not installed")
 
@@ -21,16 +21,6 @@ def noise(mode="RGB", size=(37, 23)):
     values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
     values[: size[1] // 2] = 90  # half of it compresses
     return Image.fromarray(values)
-
-
-def encoded(image, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", **options)
-    return buffer.getvalue()
-
-
-def chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def before(mark, data, inserted):
@@ -60,12 +50,12 @@ def by_us(data):
 ORIENTED = Image.Exif()
 ORIENTED[0x0112] = 6
 EXIF = ORIENTED.tobytes()[6:]
-PLAIN = encoded(noise())
+PLAIN = encoded(noise(), "PNG")
 
 
 @given(mode=st.sampled_from(["RGB", "RGBA"]), size=st.tuples(st.integers(1, 90), st.integers(1, 90)), level=st.integers(0, 9))
 def test_plain_pictures_are_what_pillow_makes_of_them(mode, size, level):
-    data = encoded(noise(mode, size), compress_level=level, dpi=(72, 72), icc_profile=b"x" * 200)
+    data = encoded(noise(mode, size), "PNG", compress_level=level, dpi=(72, 72), icc_profile=b"x" * 200)
     (ours_mode, ours), (theirs_mode, theirs) = by_us(data), by_pillow(data)
     assert ours_mode == theirs_mode == mode and np.array_equal(ours, theirs)
 
@@ -78,14 +68,14 @@ def test_what_generators_write_into_their_files_is_plain():
 @pytest.mark.parametrize(
     "data",
     [
-        encoded(noise().convert("L")),
-        encoded(noise().convert("P")),
-        encoded(noise(), transparency=(90, 90, 90)),
-        encoded(noise(), exif=EXIF),
+        encoded(noise().convert("L"), "PNG"),
+        encoded(noise().convert("P"), "PNG"),
+        encoded(noise(), "PNG", transparency=(90, 90, 90)),
+        encoded(noise(), "PNG", exif=EXIF),
         before(b"IEND", PLAIN, chunk(b"eXIf", EXIF)),
         before(b"IDAT", PLAIN, chunk(b"tEXt", b"Raw profile type exif\0\nexif\n0\n" + EXIF.hex().encode())),
         before(b"IDAT", PLAIN, chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation='6'/>")),
-        encoded(noise(), save_all=True, append_images=[noise()]),
+        encoded(noise(), "PNG", save_all=True, append_images=[noise()]),
         before(b"IDAT", PLAIN, chunk(b"acTL", struct.pack(">II", 1, 0))),
         before(b"IDAT", PLAIN, chunk(b"iTXt", b"parameters\0\0\0\0\0rain")),
         before(b"IDAT", PLAIN, chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 37, 12, 0, 0, 1, 1, 0, 0))),
@@ -109,7 +99,7 @@ def test_a_turned_picture_comes_out_upright():
 
 def test_a_picture_with_clear_parts_is_seen_over_white_and_over_black():
     image = noise("RGBA")
-    assert by_us(encoded(image)) is not None and len(decode(encoded(image), Limits(), 32)) == 2
+    assert by_us(encoded(image, "PNG")) is not None and len(decode(encoded(image, "PNG"), Limits(), 32)) == 2
 
 
 @given(at=st.integers(0, len(PLAIN) - 1), bit=st.integers(0, 7))
