@@ -160,6 +160,7 @@ class Scanner:
         before: the pictures they were made from, if any. As many as items are paired with them in order; otherwise
         nobody can tell which became which, and the worst pairing counts. An empty one leaves nothing allowed.
         """
+        _check_many(items)
         items = list(items)
         if before is None:
             return [self._decide(scored) for scored in self._look(items, self.session)]
@@ -221,8 +222,7 @@ class Scanner:
         wanted: asked, from worker threads, with the SHA-256 of each item's bytes; an item it declines is not
         decoded and comes out `skipped`.
         """
-        if isinstance(items, str | bytes | os.PathLike):
-            raise SetupError(f"{type(items).__name__} is one item, not many; of a folder's name `find_images` makes many")
+        _check_many(items)
 
         def work(chunk: Sequence[Any], session: Session) -> list[Scored]:
             return self._score([self._prepare(item, wanted) for item in chunk], session, maps=False, cascade=self.cascade)
@@ -416,6 +416,11 @@ def _gravity(verdict: Verdict, scores: Scores, look: str) -> tuple[int, int, boo
     """Where no rule fires, the picture itself stands for its looks: a zoom that did not count says nothing more about it."""
     counts = bool(verdict.reasons) or look == LOOKS[0]
     return SEVERITY[verdict.decision], len(verdict.reasons), counts, _exposed(scores)
+
+
+def _check_many(items: Iterable[Any]) -> None:
+    if isinstance(items, str | bytes | os.PathLike):
+        raise SetupError(f"{type(items).__name__} is one item, not many; of a folder's name `find_images` makes many")
 
 
 def _batches(pixels: Sequence[npt.NDArray[np.uint8]], size: int) -> Iterator[npt.NDArray[np.uint8]]:

@@ -95,6 +95,29 @@ def test_help_and_version_end_well(capsys):
         assert capsys.readouterr().out
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\0"])
+def test_a_list_of_files_is_scanned(folder, tmp_path, toy_path, toy_policy_path, end):
+    (folder / "a.png").rename(folder / "a b.png")
+    found = sorted(os.fsencode(path) for path in folder.rglob("*") if path.suffix in (".png", ".webp", ".jpg"))
+    argv = [sys.executable, "-m", "imgsafety", "scan", "--files-from", "-", "--model", toy_path, "--policy", toy_policy_path]
+    result = subprocess.run([*map(str, argv)], input=b"".join(name + end for name in found), capture_output=True, timeout=60)
+    assert result.returncode == 1 and b"c.webp" in result.stdout and b"3 pictures: 2 allow, 1 review" in result.stderr
+
+
+def test_a_list_names_more_beside_what_is_named(run, folder, harmless, tmp_path):
+    (tmp_path / "list").write_text(f"{harmless}\n{tmp_path / 'nowhere'}\n")
+    status, output, messages = run("scan", folder, "--files-from", tmp_path / "list", "--format", "jsonl")
+    assert status == 2 and "nowhere: no such file or folder" in messages and output.count("\n") == 4
+    assert run("scan", harmless, "--files-from", tmp_path / "list", "--output", tmp_path / "list")[0] == 2
+    assert str(harmless) in (tmp_path / "list").read_text()
+
+
+def test_an_empty_list_is_2(run, tmp_path):
+    (tmp_path / "list").write_text("\n")
+    status, _, messages = run("scan", "--files-from", tmp_path / "list")
+    assert status == 2 and "names nothing" in messages
+
+
 # Bad input: a clear line, the right exit status, the rest still scanned.
 
 

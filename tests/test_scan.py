@@ -288,3 +288,5 @@ def test_times_are_finite(toy_path, toy_policy, options):
 def test_one_item_is_not_taken_for_many(scanner, one):
     with pytest.raises(SetupError, match="is one item, not many"):
         list(scanner.scan(one))
+    with pytest.raises(SetupError, match="is one item, not many"):
+        scanner.check_many(one)

@@ -3,10 +3,10 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
@@ -33,6 +33,7 @@ from imgsafety.terminal import (
     with_progress,
 )
 
+MOST_SHOWN = 5  # of the paths, in a message
 SIGNAL_BASE = 128  # what a shell adds to a signal's number for the exit status
 
 
@@ -49,7 +50,13 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(readable=False))
+@click.argument("paths", nargs=-1, type=click.Path(readable=False))
+@click.option(
+    "--files-from",
+    type=click.File("rb"),
+    metavar="LIST",
+    help="Also judge what this file names, a name to a line or ended by NUL; - is standard input (find … -print0).",
+)
 @scanner_options
 @batch_options
 @selection_options
@@ -83,6 +90,7 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 def scan(
     paths: tuple[str, ...],
+    files_from: BinaryIO | None,
     format_: str,
     output: str | None,
     audit_log: str | None,
@@ -96,6 +104,11 @@ def scan(
     **settings: Any,
 ) -> int:
     """Judge every picture in PATHS: files, archives, and folders with all that is below them."""
+    list_name = files_from.name if files_from else None
+    if files_from:
+        paths += _names_in(files_from)
+    if not paths:
+        raise click.UsageError(f"{list_name} names nothing" if list_name else "name files, archives or folders, or a list")
     if sample and max_files:
         raise click.UsageError("--sample draws from all files; it does not go with --max-files")
     selection = Selection(include, exclude, max_files, sample, seed)
@@ -103,12 +116,13 @@ def scan(
         if not output or run or audit_log or format_ != "text":
             raise click.UsageError("--engine ray needs --output, a folder; it does not go with --run, --audit-log or --format")
         return _scan_on_cluster(paths, output, selection, settings)
-    refuse_overwriting(output, [run, audit_log, *paths])
-    missing = [path for path in paths if not os.path.lexists(path)]
+    refuse_overwriting(output, [run, audit_log, list_name, *paths])
+    there = {path: os.path.lexists(path) for path in paths}
+    missing = [path for path in there if not there[path]]
     for path in missing:
         hint = "; addresses are for --engine ray, and nothing is fetched from the web" if "://" in path else ""
         click.echo(f"imgsafety: {sink.printable(path)}: no such file or folder{hint}", err=True)
-    present = [path for path in paths if path not in missing]
+    present = [path for path in paths if there[path]]
     if not present:
         return FAILED
     scanner = Scanner(**settings)
@@ -116,6 +130,18 @@ def scan(
     write = partial(_write, format_, output)
     status = judge(scanner, present, selection, partial(_write_audited, audit_log, scanner, write) if audit_log else write)
     return FAILED if missing and status in (NOTHING_FLAGGED, FLAGGED) else status
+
+
+def _names_in(file: BinaryIO) -> tuple[str, ...]:
+    """The names in a list that `find -print0`, `git ls-files` and the like write; of Windows' ends of lines too."""
+    data = file.read()
+    names = data.split(b"\0") if b"\0" in data else data.splitlines()
+    return tuple(os.fsdecode(name) for name in names if name)
+
+
+def _shown(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - MOST_SHOWN:,} more" if len(paths) > MOST_SHOWN else ""
+    return " ".join(map(sink.printable, paths[:MOST_SHOWN])) + more
 
 
 Writer = Callable[[Iterator[Result], Iterable[Result]], None]  # of new results, and of those that a run held before
@@ -153,7 +179,7 @@ def _scan(scanner: Scanner, paths: list[str], selection: Selection, write: Write
 
     find = partial(source.find_images, paths, selection)
     write(counted(with_progress(scanner.scan(find()), find)), ())
-    return summarise(counts, " ".join(map(sink.printable, paths)))
+    return summarise(counts, _shown(paths))
 
 
 def _scan_on_cluster(paths: tuple[str, ...], output: str, selection: Selection, settings: dict[str, Any]) -> int:
@@ -169,7 +195,7 @@ def _scan_on_cluster(paths: tuple[str, ...], output: str, selection: Selection, 
     parts, judged = scan_ray(paths, output, selection, settings)
     for part in track(judged, "scan", parts, console=Console(stderr=True), disable=not sys.stderr.isatty()):
         counts.update(part)
-    return summarise(counts, " ".join(map(sink.printable, paths)))
+    return summarise(counts, _shown(paths))
 
 
 def _scan_into(run: str, format_: str, scanner: Scanner, paths: list[str], selection: Selection, write: Writer) -> int:
@@ -180,7 +206,7 @@ def _scan_into(run: str, format_: str, scanner: Scanner, paths: list[str], selec
         counts = store.count()
         done = sum(counts.values()) - counts["flagged"]  # which are counted by their verdicts as well
         write(with_progress(results, partial(source.find_images, paths, selection), done), earlier)
-        status = summarise(store.count(), " ".join(map(sink.printable, paths)))
+        status = summarise(store.count(), _shown(paths))
     if received:
         click.echo(f"imgsafety: stopped; what was judged is in {run}, and the same command goes on from there", err=True)
         return SIGNAL_BASE + received[0]
