@@ -1,7 +1,7 @@
 """A manifest CSV to checked rows. Nothing here reads a pixel.
 
 Columns: `path` (below the manifest's folder) and `source` are needed; `licence` too, unless the settings
-name one for the source; `medium, framing, attire, age_min, age_max, gender, ethnicity, group, how` may be
+name one for the source; `medium, framing, attire, age_min, age_max, gender, ethnicity, group, fold, how` may be
 empty or absent. What a reader would get wrong: an exposed row (`revealing` or `minimal`) with no age is
 refused as well, because an unknown age can be under 18. And ages of scenes whose origin names none, or names one
 by a word of a caption, come from `ages_by_eye.csv`.
@@ -20,6 +20,7 @@ from training.heads import ATTIRE, EXPOSED, NOT_MINIMAL, OLDEST
 
 ADULT = 18
 ATTIRE_VALUES = ("", NOT_MINIMAL, *ATTIRE.labels)
+FOLDS = ("train", "calibration", "test")
 
 
 # What a language model that sees said of the picture on a contact sheet: somebody clearly under 18, only people clearly 18 or
@@ -34,7 +35,10 @@ class ManifestError(click.ClickException):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One labelled picture. `age` is (least, greatest) apparent years of the youngest person, or none."""
+    """One labelled picture. `age` is (least, greatest) apparent years of the youngest person, or none.
+
+    fold: the one that it has to stand in; where it is empty, `training.split` decides.
+    """
 
     path: str
     source: str
@@ -46,6 +50,7 @@ class Row:
     gender: str = ""
     ethnicity: str = ""
     group: str = ""
+    fold: str = ""
 
     @property
     def exposed(self) -> bool:
@@ -111,9 +116,11 @@ def _row(line: int, record: Mapping[str | None, str | None], licences: Mapping[s
     licence = values.get("licence") or licences.get(values["source"], "")
     if not licence:
         raise ManifestError(f"line {line}: source {values['source']!r} names no licence")
-    text = {column: values.get(column, "") for column in ("medium", "framing", "attire", "gender", "ethnicity", "group")}
+    text = {column: values.get(column, "") for column in ("medium", "framing", "attire", "gender", "ethnicity", "group", "fold")}
     seen = _ages_by_eye().get((values["source"], values["path"]))
     age = BY_EYE[seen] if seen else _age(line, values)
+    if text["fold"] not in ("", *FOLDS):
+        raise ManifestError(f"line {line}: fold {text['fold']!r} is not one of {', '.join(FOLDS)} or empty")
     row = Row(values["path"], values["source"], licence, age=age, **text)
     _check_lawful(line, row)
     return row

@@ -2,7 +2,8 @@
 
 A row with a `group` (a person, a photo session) follows its group. All rows whose thumbnails correlate
 above `ALIKE` are one group as well: catalogues repeat the same model, the web repeats the same picture.
-The fold of a group is a hash of its first path, so rows added at the end move others only when they join two groups.
+The fold of a group is a hash of its first path, so rows added at the end move others only when they join two groups. A row that
+names its fold stands in that one, and joins nothing.
 """
 
 import csv
@@ -26,9 +27,12 @@ BLOCK = 2000
 
 def split(rows: Sequence[Row], folder: Path) -> list[str]:
     """Return the fold of every row, in order. Reads each picture once, as a thumbnail."""
-    thumbnails = np.stack([_thumbnail(folder / row.path) for row in rows])
-    roots = _join(rows, thumbnails)
-    return [fold_of(rows[root].path) for root in roots]
+    free = [row for row in rows if not row.fold]
+    if not free:
+        return [row.fold for row in rows]
+    roots = _join(free, np.stack([_thumbnail(folder / row.path) for row in free]))
+    found = {row.path: fold_of(free[root].path) for row, root in zip(free, roots, strict=True)}
+    return [row.fold or found[row.path] for row in rows]
 
 
 def load_or_split(rows: Sequence[Row], folder: Path, cache: Path) -> list[str]:
