@@ -18,11 +18,13 @@ pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs 
 
 TABLE = """
 [drawn-data]
-licence = "GPL-2"
 only = "/pictures/"
 never = "/people/"
 most = 5
 """
+
+
+LICENCES = {"own": "CC0", "debian_drawn_data": "GPL-2"}
 
 
 def save(path, size=(300, 200), mode="RGB", colour="teal"):
@@ -72,7 +74,7 @@ def add(data, debs, output):
 def test_a_package_becomes_rows_beside_the_others(data, debs, tmp_path):
     result = add(data, debs, tmp_path / "both")
     assert result.exit_code == 0 and "drawn-data: 4 pictures" in result.output
-    rows = load_manifest(tmp_path / "both/manifest.csv", {"own": "CC0"})
+    rows = load_manifest(tmp_path / "both/manifest.csv", LICENCES)
     assert [row.path for row in rows[:2]] == ["own/a.png", "own/b.png"]
     about = {(row.source, row.licence, row.attire, row.fold) for row in rows[2:]}
     assert about == {("debian_drawn_data", "GPL-2", "not_minimal", "train")}
@@ -95,7 +97,7 @@ def test_what_is_clear_stands_on_white_or_black(data, debs, tmp_path):
 def test_its_rows_are_trained_on_and_move_no_other(data, debs, tmp_path):
     add(data, debs, tmp_path / "both")
     alone = split(load_manifest(data / "manifest.csv", {"own": "CC0"}), data)
-    both = split(load_manifest(tmp_path / "both/manifest.csv", {"own": "CC0"}), tmp_path / "both")
+    both = split(load_manifest(tmp_path / "both/manifest.csv", LICENCES), tmp_path / "both")
     assert both == [*alone, *["train"] * 4]
 
 
@@ -124,7 +126,7 @@ def test_a_damaged_package_is_an_error(data, debs, tmp_path):
 def test_the_shipped_table_names_sources_that_the_settings_know():
     packages = [Package(name, **entry) for name, entry in tomllib.loads(PACKAGES.read_text()).items()]
     settings = load_settings(PACKAGES.with_name("settings.toml"))
-    assert packages and all(package.source in settings.shares and package.licence for package in packages)
+    assert packages and all(package.source in settings.shares and package.source in settings.licences for package in packages)
 
 
 def test_a_fold_that_is_none_is_refused(tmp_path):

@@ -3,7 +3,8 @@
 DEBS is a folder of `.deb` files (`apt-get download`), of the packages in `packages.toml`. BOTH gets small copies of their pictures,
 links to what is in DIR, and a manifest of all. They are screenshots, icons, clip art, textures, maps, the night sky: what lies in
 people's folders beside photographs, and what the other sources lack. What a reader would get wrong: nobody looked at these
-pictures one by one. They are known not to be exposed, no more (`not_minimal`), and stand in the `train` fold alone.
+pictures one by one. They are known not to be exposed, no more (`not_minimal`), and stand in the `train` fold alone. The settings
+that train on them name their licences.
 """
 
 import csv
@@ -36,7 +37,6 @@ class Package:
     """Which pictures of a package to take: at most so many whose path matches `only` and not `never` (regular expressions)."""
 
     name: str
-    licence: str
     most: int
     only: str = ""
     never: str = "(?!)"  # matches nothing
@@ -132,7 +132,7 @@ def _copy(path: Path, place: str) -> Image.Image | None:
 
 def _row(package: Package, path: str) -> dict[str, str]:
     about = {"medium": "drawn", "framing": "object", "attire": NOT_MINIMAL, "how": "package", "fold": "train"}
-    return {"path": path, "source": package.source, "licence": package.licence, **about}
+    return {"path": path, "source": package.source, **about}
 
 
 if __name__ == "__main__":

@@ -108,7 +108,8 @@ def scan(
     if files_from:
         paths += _names_in(files_from)
     if not paths:
-        raise click.UsageError(f"{list_name} names nothing" if list_name else "name files, archives or folders, or a list")
+        nothing = f"{list_name} names nothing" if list_name else "nothing is named"
+        raise click.UsageError(f"{nothing}: files, archives and folders are wanted, or --files-from with a list of them")
     if sample and max_files:
         raise click.UsageError("--sample draws from all files; it does not go with --max-files")
     selection = Selection(include, exclude, max_files, sample, seed)
@@ -133,7 +134,7 @@ def scan(
 
 
 def _names_in(file: BinaryIO) -> tuple[str, ...]:
-    """The names in a list that `find -print0`, `git ls-files` and the like write; of Windows' ends of lines too."""
+    """The names in a list that `find -print0`, `git ls-files -z` and the like write, or in lines of any system."""
     data = file.read()
     names = data.split(b"\0") if b"\0" in data else data.splitlines()
     return tuple(os.fsdecode(name) for name in names if name)
