@@ -159,8 +159,9 @@ class Scanner:
 
         before: the pictures they were made from, if any. As many as items are paired with them in order; otherwise
         nobody can tell which became which, and the worst pairing counts. An empty one leaves nothing allowed.
+        Raises `SetupError` when items is one item.
         """
-        _check_many(items)
+        _require_many(items)
         items = list(items)
         if before is None:
             return [self._decide(scored) for scored in self._look(items, self.session)]
@@ -222,7 +223,7 @@ class Scanner:
         wanted: asked, from worker threads, with the SHA-256 of each item's bytes; an item it declines is not
         decoded and comes out `skipped`.
         """
-        _check_many(items)
+        _require_many(items)
 
         def work(chunk: Sequence[Any], session: Session) -> list[Scored]:
             return self._score([self._prepare(item, wanted) for item in chunk], session, maps=False, cascade=self.cascade)
@@ -418,7 +419,7 @@ def _gravity(verdict: Verdict, scores: Scores, look: str) -> tuple[int, int, boo
     return SEVERITY[verdict.decision], len(verdict.reasons), counts, _exposed(scores)
 
 
-def _check_many(items: Iterable[Any]) -> None:
+def _require_many(items: Iterable[Any]) -> None:
     if isinstance(items, str | bytes | os.PathLike):
         raise SetupError(f"{type(items).__name__} is one item, not many; of a folder's name `find_images` makes many")
 

@@ -12,7 +12,7 @@ from PIL import Image
 from training.manifest import ManifestError, load_manifest
 from training.packages import PACKAGES, Package, main
 from training.settings import load_settings
-from training.split import split
+from training.split import load_or_split, split
 
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs Debian's dpkg-deb")
 
@@ -22,8 +22,6 @@ only = "/pictures/"
 never = "/people/"
 most = 5
 """
-
-
 LICENCES = {"own": "CC0", "debian_drawn_data": "GPL-2"}
 
 
@@ -99,6 +97,21 @@ def test_its_rows_are_trained_on_and_move_no_other(data, debs, tmp_path):
     alone = split(load_manifest(data / "manifest.csv", {"own": "CC0"}), data)
     both = split(load_manifest(tmp_path / "both/manifest.csv", LICENCES), tmp_path / "both")
     assert both == [*alone, *["train"] * 4]
+
+
+def test_a_row_keeps_its_fold_whatever_an_earlier_split_says(data, debs, tmp_path):
+    add(data, debs, tmp_path / "both")
+    rows = load_manifest(tmp_path / "both/manifest.csv", LICENCES)
+    (tmp_path / "split.csv").write_text("own/a.png,test\nown/b.png,test\npackages/drawn-data/00000.jpg,test\n")
+    assert load_or_split(rows, tmp_path / "both", tmp_path / "split.csv") == ["test", "test", *["train"] * 4]
+
+
+def test_a_folder_of_the_same_name_is_not_hidden(data, debs, tmp_path):
+    (data / "own").rename(data / "packages")
+    (data / "manifest.csv").write_text("path,source,attire\npackages/a.png,own,no_person\n")
+    result = add(data, debs, tmp_path / "both")
+    assert result.exit_code == 2 and "has a folder 'packages' of its own" in result.output
+    assert not (tmp_path / "both").exists()
 
 
 def test_the_same_pictures_are_taken_again(data, debs, tmp_path):

@@ -26,6 +26,7 @@ from training.heads import NOT_MINIMAL
 
 PACKAGES = Path(__file__).with_name("packages.toml")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+FOLDER = "packages"  # of the copies
 SIDE = 240  # of the longer side of a copy, as of the other sources
 LEAST_SIDE, LEAST_COPY, MOST_PIXELS, THINNEST = 64, 40, 30_000_000, 6
 QUALITY = 80
@@ -60,23 +61,25 @@ def main(data: Path, debs: Path, output: Path, table: Path) -> None:
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large is not decoded
     packages = [Package(name, **entry) for name, entry in tomllib.loads(table.read_text(encoding="utf-8")).items()]
     archives = {package.name: _archive(debs, package.name) for package in packages}
+    with (data / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = {Path(row["path"]).parts[0] for row in rows}
+    if FOLDER in names:
+        raise click.UsageError(f"{data} has a folder {FOLDER!r} of its own: its pictures would be hidden by those of the packages")
     output.mkdir(parents=True, exist_ok=True)
-    added: list[dict[str, str]] = []
     for package in packages:
         with tempfile.TemporaryDirectory() as root:
             _unpack(archives[package.name], Path(root))
-            rows = [_row(package, path) for path in _copies(package, Path(root), output)]
-        print(f"{package.name}: {len(rows)} pictures", flush=True)
-        added += rows
-    with (data / "manifest.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for name in {Path(row["path"]).parts[0] for row in rows}:
+            taken = [_row(package, path) for path in _copies(package, Path(root), output)]
+        print(f"{package.name}: {len(taken)} pictures", flush=True)
+        rows += taken
+    for name in names:
         if not (output / name).exists():
             (output / name).symlink_to((data / name).resolve())
     with (output / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys([*rows[0], *added[0]])), restval="")
+        writer = csv.DictWriter(file, list(dict.fromkeys(field for row in rows for field in row)), restval="")
         writer.writeheader()
-        writer.writerows([*rows, *added])
+        writer.writerows(rows)
 
 
 def _archive(debs: Path, name: str) -> Path:
@@ -103,7 +106,7 @@ def _copies(package: Package, root: Path, output: Path) -> Iterator[str]:
         copy = _copy(named[place], place)
         if copy is None:
             continue
-        path = f"packages/{package.name}/{count:05d}.jpg"
+        path = f"{FOLDER}/{package.name}/{count:05d}.jpg"
         (output / path).parent.mkdir(parents=True, exist_ok=True)
         copy.save(output / path, quality=QUALITY)
         yield path

@@ -40,9 +40,9 @@ def load_or_split(rows: Sequence[Row], folder: Path, cache: Path) -> list[str]:
     if cache.is_file():
         with cache.open(newline="") as file:
             folds = dict(csv.reader(file))
-        if missing := next((row.path for row in rows if row.path not in folds), None):
+        if missing := next((row.path for row in rows if not row.fold and row.path not in folds), None):
             raise ManifestError(f"{cache} has no fold for {missing!r}; remove it to split again (rows at the end move few others)")
-        return [folds[row.path] for row in rows]
+        return [row.fold or folds[row.path] for row in rows]
     folds_in_order = split(rows, folder)
     cache.parent.mkdir(parents=True, exist_ok=True)
     with cache.open("w", newline="") as file:
