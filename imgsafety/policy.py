@@ -30,6 +30,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Rule:
     before_below: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Policy:
     """Named rules for the scores of one model; `sha256` is that of the TOML text.
 
@@ -90,6 +91,13 @@ class Policy:
 
         A zoom is not asked about edits: it shows another part of what came in than of what goes out.
         """
+        return self._by_look[look] if look in self._by_look else self._for_look(look)
+
+    @cached_property
+    def _by_look(self) -> dict[str, "Policy"]:
+        return {look: self._for_look(look) for look in dict.fromkeys(LOOKS)}
+
+    def _for_look(self, look: str) -> "Policy":
         least = self.least.get(look, {})
         rules = tuple(
             replace(rule, when={name: max(value, least.get(name, 0.0)) for name, value in rule.when.items()})

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Decision = Literal["allow", "review", "block", "undecided"]
-Grid = list[list[float]]  # rows of columns
+Plane = npt.NDArray[np.floating[Any]]  # (rows, columns)
+Grid = list[list[float]]  # the same, ready for JSON
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in fractions of width and height
 
 # From harmless to grave. `undecided` outranks `allow` and `review`: a picture with one unreadable frame
@@ -73,6 +74,7 @@ class Scores:
     age, age_low, age_high: expected apparent age and a 90 % interval in years; none when nobody is seen.
     maps: for every named score, the share that each place of a coarse grid (rows, columns) contributes;
         it sums to the score. Empty unless asked for.
+        Float arrays `(rows, columns)`, those of people as well.
     people: the chance that somebody is at each place of a finer grid; none from a model that does not tell, or unless asked for.
     """
 
@@ -81,8 +83,8 @@ class Scores:
     age: float | None = None
     age_low: float | None = None
     age_high: float | None = None
-    maps: Mapping[str, Grid] = field(default_factory=dict)
-    people: Grid | None = None
+    maps: Mapping[str, Plane] = field(default_factory=dict)
+    people: Plane | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +155,8 @@ def make_result(
     boxes: Mapping[str, tuple[Box, ...]] | None = None,
 ) -> Result:
     """Join what is known of one item into its `Result`."""
-    identity = Result(path, verdict.decision, verdict.reasons, verdict.error, sha256, frame)
     if scores is None:
-        return identity
+        return Result(path, verdict.decision, verdict.reasons, verdict.error, sha256, frame)
     return Result(
         path,
         verdict.decision,
@@ -170,6 +171,6 @@ def make_result(
         apparent_age_low=scores.age_low,
         apparent_age_high=scores.age_high,
         scores=scores.heads,
-        maps=scores.maps,
+        maps={name: plane.tolist() for name, plane in scores.maps.items()},
         boxes=boxes or {},
     )

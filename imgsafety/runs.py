@@ -199,7 +199,7 @@ def _decided(store: Store, policy: Policy, spec: ModelSpec) -> Iterator[tuple[in
     while batch := store.pictures(after, DECIDE_BATCH):
         for id_, sha256, error, opinion in batch:
             outputs = split_columns(opinion.scores, store.heads)
-            scores = tuple(read_out(spec, outputs, row) for row in range(len(opinion.scores)))
+            scores = tuple(read_out(spec, outputs))
             scored = Scored(None, sha256, opinion.frames, scores, None if scores else error, looks_taken=looks)
             result, deciding = judge(policy, scored)
             yield id_, result, deciding

@@ -7,7 +7,7 @@ NaN, and `nan >= threshold` is false, so everything would pass. `Session` refuse
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imgsafety.errors import ModelError, SetupError
-from imgsafety.result import Scores
+from imgsafety.result import Plane, Scores
 from imgsafety.spec import METADATA_KEY, Head, ModelSpec, from_json, shipped_file
 
 MODEL_FILE = "imgsafety-v1.onnx"
@@ -86,7 +86,7 @@ class Session:
             _check_distribution(head, outputs[head.name], len(pixels))
         if PEOPLE_MAP in outputs:
             _check_chances(outputs[PEOPLE_MAP], len(pixels))
-        return [read_out(self.spec, outputs, row) for row in range(len(pixels))]
+        return read_out(self.spec, outputs)
 
 
 def _read_model(path: Path) -> bytes:
@@ -176,6 +176,7 @@ ALIASES = {
 }
 
 
+@cache
 def head_of(name: str) -> str:
     """Return the name of the head that a score is of."""
     return next((full for full, alias in ALIASES.items() if alias == name), name).split(".")[0]
@@ -200,48 +201,59 @@ def _sums(head: Head) -> tuple[tuple[str, ...], npt.NDArray[np.float64]]:
     return tuple(sums), np.stack(list(sums.values()))
 
 
-def read_out(spec: ModelSpec, outputs: Mapping[str, npt.NDArray[np.floating[Any]]], row: int) -> Scores:
-    """Make `Scores` of one row of the heads' probabilities: the only definition of what a score means.
+def read_out(spec: ModelSpec, outputs: Mapping[str, npt.NDArray[np.floating[Any]]]) -> list[Scores]:
+    """Make `Scores` of each row of the heads' probabilities: the only definition of what a score means.
 
     outputs: for every head floats `(batch, labels)`, for maps `NAME_map (batch, labels, rows, columns)` and `people_map (batch,
     rows, columns)`.
     """
-    heads: dict[str, dict[str, float]] = {}
-    named: dict[str, float] = {}
-    maps: dict[str, list[list[float]]] = {}
-    age: tuple[float, float, float] | None = None
+    rows = range(len(outputs[spec.heads[0].name]))
+    heads: list[dict[str, dict[str, float]]] = [{} for _ in rows]
+    named: list[dict[str, float]] = [{} for _ in rows]
+    maps: list[dict[str, Plane]] = [{} for _ in rows]
+    ages: list[tuple[float, float, float]] | None = None
     for head in spec.heads:
-        probabilities = np.clip(outputs[head.name][row].astype(np.float64), 0.0, 1.0)
-        heads[head.name], of_head = _read_head(head, probabilities)
-        named |= of_head
+        probabilities = np.clip(outputs[head.name].astype(np.float64), 0.0, 1.0)
+        for row, (labels, sums) in enumerate(_read_head(head, probabilities)):
+            heads[row][head.name] = labels
+            named[row] |= sums
         if head.kind == "ages":
-            age = _age(head, probabilities)
+            ages = _ages(head, probabilities)
         if head.name + MAP_SUFFIX in outputs:
             names, weights = _sums(head)
-            planes = np.tensordot(weights, outputs[head.name + MAP_SUFFIX][row], axes=1)
-            maps |= zip(names, planes.tolist(), strict=True)
-    if named.get("attire.no_person", 0.0) >= 0.5:
-        age = None  # an age needs somebody who has it
-    low, expected, high = age if age is not None else (None, None, None)
-    people = outputs[PEOPLE_MAP][row].tolist() if PEOPLE_MAP in outputs else None
-    return Scores(heads, named, expected, low, high, maps, people)
+            evidence = outputs[head.name + MAP_SUFFIX]
+            planes = (weights @ evidence.reshape(*evidence.shape[:2], -1)).reshape(len(rows), len(names), *evidence.shape[2:])
+            for row, grids in enumerate(planes):
+                maps[row] |= zip(names, grids, strict=True)
+    people = outputs.get(PEOPLE_MAP)
+    found = []
+    for row in rows:
+        nobody = named[row].get("attire.no_person", 0.0) >= 0.5  # an age needs somebody who has it
+        expected, low, high = ages[row] if ages and not nobody else (None, None, None)
+        found.append(Scores(heads[row], named[row], expected, low, high, maps[row], None if people is None else people[row]))
+    return found
 
 
 def with_head(scores: Scores, name: str, probabilities: npt.NDArray[np.float64]) -> Scores:
     """The same opinion with other probabilities `(labels,)` of a head of classes, and the scores that they sum to."""
-    labels, named = _read_head(Head(name, "classes", tuple(scores.heads[name])), probabilities)
+    ((labels, named),) = _read_head(Head(name, "classes", tuple(scores.heads[name])), probabilities[np.newaxis])
     return replace(scores, heads={**scores.heads, name: labels}, named={**scores.named, **named})
 
 
-def _read_head(head: Head, probabilities: npt.NDArray[np.float64]) -> tuple[dict[str, float], dict[str, float]]:
-    """The probability of each label, and every score of the head."""
+def _read_head(head: Head, probabilities: npt.NDArray[np.float64]) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
+    """Of each row of `(batch, labels)`, the probability of each label, and every score of the head."""
     names, weights = _sums(head)
-    named = dict(zip(names, np.minimum(weights @ probabilities, 1.0).tolist(), strict=True))
-    return dict(zip(head.labels, probabilities.tolist(), strict=True)), named
+    # A product for each row: one of matrices may round a row otherwise beside other rows.
+    sums = np.minimum((weights @ probabilities[..., np.newaxis])[..., 0], 1.0)
+    for alone, summed in zip(probabilities.tolist(), sums.tolist(), strict=True):
+        yield dict(zip(head.labels, alone, strict=True)), dict(zip(names, summed, strict=True))
 
 
-def _age(head: Head, probabilities: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    """Low end, expectation and high end in years; quantiles are interpolated inside a bin."""
-    cumulative = np.concatenate([[0.0], np.cumsum(probabilities)])
-    low, high = np.interp(AGE_INTERVAL, cumulative / cumulative[-1], head.edges)
-    return float(low), float(probabilities @ head.middles / cumulative[-1]), float(high)
+def _ages(head: Head, probabilities: npt.NDArray[np.float64]) -> list[tuple[float, float, float]]:
+    """Of each row, expectation, low end and high end in years; quantiles are interpolated inside a bin."""
+    totals = probabilities.sum(axis=1, keepdims=True)
+    shares = probabilities / totals
+    cumulative = np.concatenate([np.zeros_like(totals), np.cumsum(shares, axis=1)], axis=1)
+    ends = [np.interp(AGE_INTERVAL, row, head.edges).tolist() for row in cumulative]
+    expected = (shares * head.middles).sum(axis=1).tolist()
+    return [(age, low, high) for age, (low, high) in zip(expected, ends, strict=True)]

@@ -7,6 +7,7 @@ repeated here, so they cannot disagree with it.
 
 import json
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -46,7 +47,12 @@ class Head:
     @property
     def middles(self) -> tuple[float, ...]:
         """For `ages`, the middle of each bin in years; else empty."""
-        return tuple((low + high) / 2 for low, high in pairwise(self.edges))
+        return _middles(self.edges)
+
+
+@cache  # asked of every picture
+def _middles(edges: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple((low + high) / 2 for low, high in pairwise(edges))
 
 
 @dataclass(frozen=True, slots=True)

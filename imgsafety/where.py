@@ -1,6 +1,6 @@
 """Maps to places: which boxes a score comes from, and which part of the picture to look at more closely.
 
-In: a grid of shares (rows, columns) that sums to a score. Out: boxes in fractions of width and height.
+In: a plane of shares (rows, columns) that sums to a score. Out: boxes in fractions of width and height.
 What a reader would get wrong: the boxes are as coarse as the map (a 7x7 grid at 224 pixels), and each place of the map has
 seen far beyond its own cell. They say where to look, not where a body ends.
 """
@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from imgsafety.result import Box, Grid, Part, Scores
+from imgsafety.result import Box, Grid, Part, Plane, Scores
 
 HEAD = "attire"  # whose evidence tells where to look more closely
 SOMEBODY = 0.5  # chance from which on a place shows somebody
@@ -25,7 +25,7 @@ WHOLE_SHARE = 0.8  # of the whole, in what it and a zoom say together (docs/expe
 LEAST = 0.01  # probability in a zoom: a decoy that draws the zoom takes a whole of 0.9 to no less than 0.69
 
 
-def boxes(grid: Grid) -> tuple[Box, ...]:
+def boxes(grid: Plane | Grid) -> tuple[Box, ...]:
     """Box the places that carry a score, strongest box first."""
     plane = np.asarray(grid, dtype=np.float64)
     found = sorted(_islands(_carrying(plane)), key=lambda island: -plane[island].sum())
@@ -42,22 +42,22 @@ def focus(scores: Scores) -> Part | None:
     shares = maps / np.maximum(maps.sum(axis=(1, 2), keepdims=True), TINY)
     # What counts is the share of each label's evidence that a place has, the graver the label the more, whatever its
     # probability: small people are found where the model is not sure of them.
-    evidence = np.tensordot(np.arange(len(shares)), shares, axes=1) / (shares[0] + FLOOR)
+    evidence = (np.arange(len(shares))[:, np.newaxis, np.newaxis] * shares).sum(axis=0) / (shares[0] + FLOOR)
     if scores.people is None:
         return _half(evidence, shares[-1], "zoom")
-    return _somebody(np.asarray(scores.people, dtype=np.float64), evidence) or _half(evidence, shares[-1], "half")
+    return _somebody(scores.people, evidence) or _half(evidence, shares[-1], "half")
 
 
-def _somebody(people: npt.NDArray[np.float64], evidence: npt.NDArray[np.float64]) -> Part | None:
+def _somebody(people: Plane, evidence: Plane) -> Part | None:
     """The square around those people who touch each other that have most evidence, unless they fill the picture.
 
     They are found where the model cannot tell yet how they are dressed; what it then sees is somebody whole.
     """
-    nearest = np.ix_(*(np.arange(count) * own // count for count, own in zip(people.shape, evidence.shape, strict=True)))
-    weights = people * evidence[nearest]
     sure = [island for island in _islands(people >= SOMEBODY) if people[island].sum() >= SURELY]
     if not sure:
         return None
+    down, across = (np.arange(count) * own // count for count, own in zip(people.shape, evidence.shape, strict=True))
+    weights = people * evidence[down[:, np.newaxis], across]
     left, top, right, bottom = _around(max(sure, key=lambda island: weights[island].sum()))
     side = max(SMALLEST, bottom - top, right - left)
     if side > LARGEST:
@@ -70,7 +70,7 @@ def _start(start: float, end: float, side: float) -> float:
     return min(max((start + end - side) / 2, 0.0), 1 - side)
 
 
-def _half(evidence: npt.NDArray[np.float64], gravest: npt.NDArray[np.float64], look: str) -> Part | None:
+def _half(evidence: Plane, gravest: Plane, look: str) -> Part | None:
     """The half of height and width that most evidence is in. gravest: each place's share of the gravest label."""
     rows, columns = evidence.shape
     finer, gravest_finer = _finer(evidence), _finer(gravest)  # of which a half has as many places
@@ -89,16 +89,15 @@ def _hats(count: int) -> npt.NDArray[np.float64]:
     return hats
 
 
-def _finer(plane: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _finer(plane: Plane) -> Plane:
     """Each place as `FINER` rows and columns of places alike."""
     return plane.repeat(FINER, axis=0).repeat(FINER, axis=1)
 
 
-def placed(grid: Grid, part: Part) -> Grid:
+def placed(plane: Plane, part: Part) -> Plane:
     """The map of a part as one of the whole picture, of twice as many places: nothing comes from where it did not look."""
-    plane = np.asarray(grid, dtype=np.float64)
     down, across = (_overlaps(start, part.side, count) for start, count in zip((part.top, part.left), plane.shape, strict=True))
-    grown: Grid = (down @ plane @ across.T).tolist()
+    grown: Plane = down @ plane @ across.T
     return grown
 
 
@@ -122,15 +121,14 @@ def pool(whole: npt.NDArray[np.float64], closer: npt.NDArray[np.float64]) -> npt
     return pooled
 
 
-def joined(whole: Grid, zoomed: Grid, score: float) -> Grid:
+def joined(whole: Plane, zoomed: Plane, score: float) -> Plane:
     """The map of a score that both looks answer for: the places of the whole's map halved, and those of the zoom's.
 
     zoomed: as `placed` gives it.
     """
-    planes = [_finer(np.asarray(whole, dtype=np.float64)), np.asarray(zoomed, dtype=np.float64)]
-    first, second = (plane / max(plane.sum(), TINY) for plane in planes)
-    grown: Grid = (score * (WHOLE_SHARE * first + (1 - WHOLE_SHARE) * second)).tolist()
-    return grown
+    first, second = (plane / max(plane.sum(), TINY) for plane in (_finer(whole), zoomed))
+    together: Plane = score * (WHOLE_SHARE * first + (1 - WHOLE_SHARE) * second)
+    return together
 
 
 def _around(island: npt.NDArray[np.bool_]) -> Box:
@@ -140,7 +138,7 @@ def _around(island: npt.NDArray[np.bool_]) -> Box:
     return float(across[0] / columns), float(down[0] / rows), float((across[-1] + 1) / columns), float((down[-1] + 1) / rows)
 
 
-def _carrying(plane: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+def _carrying(plane: Plane) -> npt.NDArray[np.bool_]:
     order = np.argsort(plane, axis=None)[::-1]
     covered = np.cumsum(plane.ravel()[order])
     carrying = np.zeros(plane.size, dtype=np.bool_)
@@ -155,7 +153,9 @@ def _islands(places: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.bool_]]:
     """
     rows, columns = places.shape
     stride = columns + 1
-    packed = np.packbits(np.pad(places, ((0, 0), (0, 1))), bitorder="little")
+    apart = np.zeros((rows, stride), dtype=np.bool_)
+    apart[:, :columns] = places
+    packed = np.packbits(apart, bitorder="little")
     rest = int.from_bytes(packed.tobytes(), "little")
     islands: list[npt.NDArray[np.bool_]] = []
     while rest:

@@ -90,7 +90,7 @@ class Measured:
     def scored(self) -> list[Scored]:
         """What a scanner knows of each row, closer looks included if there were any."""
         parts = {LOOKS[0]: self.answers.heads, **self.answers.closer}
-        looks = [tuple(read_out(SPEC, part, row) for part in parts.values()) for row in range(len(self.rows))]
+        looks = zip(*(read_out(SPEC, part) for part in parts.values()), strict=True)
         return [Scored(None, None, (None,) * len(parts), one, looks_taken=tuple(parts)) for one in looks]
 
     def reasons(self, policy: Policy, before: Iterable[Scored | None] = repeat(None)) -> list[set[str]]:
