@@ -1,8 +1,9 @@
 """How fast is imgsafety on this machine, on these files? `python benchmarks/benchmark.py FOLDER`
 
 Throughput from files on disk to verdicts (by batch size and workers, and as a cascade), share of each stage, latency of one
-picture, cold start and peak memory; with `--peers` NudeNet on the same files, in turns with ours. `--side 1024` first makes
-square JPEGs of that side from the folder's pictures, in a temporary folder. Needs matplotlib for `--plot` (the extra `report`).
+picture, cold start and peak memory; with a GPU (`--provider cuda`) also of tensors in its memory, which needs torch; with `--peers`
+NudeNet on the same files, in turns with ours. `--side 1024` first makes square JPEGs of that side from the folder's pictures, in a
+temporary folder. Needs matplotlib for `--plot` (the extra `report`).
 """
 
 import json
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -84,6 +86,8 @@ def main(
         figures["throughput"] = throughput(files, rounds, model, provider)
         figures["stages"] = stages(files, rounds, model, provider)
         figures["latency"] = latency(files, model, provider)
+        if provider != "cpu":
+            figures["tensors"] = tensors(files, rounds, model, provider)
         figures["cold start"] = cold_start(files, rounds)
         if peers:
             figures["peers"] = beside_nudenet(files, rounds, model, provider)
@@ -110,7 +114,8 @@ def make_pictures(files: list[Path], folder: Path, side: int, ending: str) -> li
 def throughput(files: list[Path], rounds: int, model: str | None, provider: str) -> list[dict[str, Any]]:
     """Pictures per second from files to verdicts."""
     cores = len(os.sched_getaffinity(0))
-    settings = [(workers, batch, False) for workers in sorted({1, cores}) for batch in (1, 4, 16, 32)]
+    sizes = (1, 4, 16, 32) if provider == "cpu" else (4, 32, 128)
+    settings = [(workers, batch, False) for workers in sorted({1, cores}) for batch in sizes]
     settings += [(workers, DEFAULT_BATCH_SIZE, True) for workers in sorted({1, cores})]
     found = []
     for workers, batch, cascade in settings:
@@ -159,6 +164,28 @@ def latency(files: list[Path], model: str | None, provider: str) -> dict[str, li
         for name, value in zip(found, [*spent, spent[1] / spent[2], looks], strict=True):
             found[name].append(value)
     return found
+
+
+def tensors(files: list[Path], rounds: int, model: str | None, provider: str) -> dict[str, list[float]]:
+    """Pictures per second of `check_tensor`, of tensors in the memory of a GPU, by batch; the model on the CPU or on it."""
+    import torch
+
+    found = {}
+    for name in ("cpu", provider):
+        scanner = Scanner(model, provider=name, batch_size=64)
+        for batch in (1, 4, 16, 64):
+            arrays = [np.asarray(decode(file.read_bytes(), Limits(), 0)[0].image) for file in files[: max(batch, 16)]]
+            tensor = torch.from_numpy(np.stack(arrays)).cuda().movedim(-1, 1).half() / 255
+            parts = [part.contiguous() for part in tensor.split(batch) if len(part) == batch]
+            work = partial(all_checked, scanner, parts)
+            rates = [batch * len(parts) / seconds for seconds in timed(work, rounds)]
+            found[f"tensors of {batch} in GPU memory, model on {name}, pictures/s"] = rates
+    return found
+
+
+def all_checked(scanner: Scanner, parts: list[Any]) -> None:
+    for part in parts:
+        scanner.check_tensor(part)
 
 
 def cold_start(files: list[Path], rounds: int) -> dict[str, list[float]]:
@@ -244,6 +271,8 @@ def show(figures: dict[str, Any]) -> None:
         table.add_row(f"pictures/s, {row['workers']} workers, batches of {row['batch_size']}{kind}", *spread(row["per_second"]))
     for name, values in figures["stages"].items():
         table.add_row(f"{name}, ms per picture on one core", *spread(values))
+    for name, values in figures.get("tensors", {}).items():
+        table.add_row(name, *spread(values))
     for name, values in figures["latency"].items():
         p50, p95, p99 = np.percentile(values, [50, 95, 99])
         table.add_row(f"latency: {name} (p50, p95, p99)", f"{p50:.2f}", f"{p95:.2f}", f"{p99:.2f}")

@@ -160,7 +160,7 @@ def _from_array(array: npt.NDArray[Any], limits: Limits) -> Generator[View]:
         raise ImageError(f"array of shape {array.shape} is not (height, width, 1, 3 or 4)")
     stack = array if array.ndim == 4 else array[np.newaxis]
     for index, values in enumerate(stack):
-        _check_size((values.shape[1], values.shape[0]), limits)
+        check_size((values.shape[1], values.shape[0]), limits)
         bytes_ = _to_uint8(values)
         image = Image.fromarray(bytes_[..., 0] if bytes_.ndim == 3 and bytes_.shape[-1] == 1 else bytes_)
         for rgb in _flatten(image):
@@ -180,7 +180,7 @@ def _to_uint8(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def _views(image: Image.Image, limits: Limits, size: int = 0, file: _TimedFile | None = None) -> Iterator[View]:
-    _check_size(image.size, limits)
+    check_size(image.size, limits)
     count = getattr(image, "n_frames", 1)
     if count == 1:
         yield from (View(rgb) for rgb in _flatten(_still(image, size, file)))
@@ -193,7 +193,7 @@ def _views(image: Image.Image, limits: Limits, size: int = 0, file: _TimedFile |
         if file is not None:
             file.check()
         image.seek(index)
-        _check_size(image.size, limits)  # pages of a TIFF differ in size, and a GIF's frame may be larger than its screen
+        check_size(image.size, limits)  # pages of a TIFF differ in size, and a GIF's frame may be larger than its screen
         if index in chosen:
             for rgb in _flatten(ImageOps.exif_transpose(image)):
                 yield View(rgb, index)
@@ -213,7 +213,8 @@ def _still(image: Image.Image, size: int, file: _TimedFile | None) -> Image.Imag
     return ImageOps.exif_transpose(image) if turned else image
 
 
-def _check_size(size: tuple[int, int], limits: Limits) -> None:
+def check_size(size: tuple[int, int], limits: Limits) -> None:
+    """Raise `ImageError` for a picture of this width and height that is too large, or empty."""
     width, height = size
     if width < 1 or height < 1:
         raise ImageError(f"the picture is {width}x{height} pixels")

@@ -25,9 +25,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from imgsafety.decode import Limits, View, iter_views
+from imgsafety.decode import Limits, View, check_size, iter_views
 from imgsafety.errors import ImageError, SetupError
 from imgsafety.preprocess import ZOOM, looks, most_detail, reduced, to_detail, to_pixels
+from imgsafety.resample import TensorImage
 from imgsafety.result import Detail, Pixels
 
 MEMORY = 4 * 1024**3  # bytes of address space; a picture of 80 million pixels needs a third of it
@@ -41,10 +42,13 @@ PROBE = b"P6 512 512 255\n" + bytes(512 * 512 * 3)
 def prepare(content: Any, limits: Limits, size: int, thorough: bool, detailed: bool = False) -> list[Pixels]:
     """Decode bytes, a PIL image or an array in this process; if `detailed`, fill `Pixels.detail` of whole pictures.
 
-    Raises `ImageError`.
+    A `TensorImage` stays where it is. Raises `ImageError`.
     """
     side = ZOOM * size if detailed else size
     try:
+        if isinstance(content, TensorImage):
+            check_size(content.size, limits)
+            return [Pixels(to_pixels(content, size), detail=to_detail(content, size) if detailed else None)]
         with contextlib.closing(iter_views(content, limits, side)) as views:  # a caller's image is free again in any case
             return [
                 Pixels(to_pixels(look, size), view.frame, _detail(view, size) if detailed and look is view.image else None)
@@ -53,7 +57,7 @@ def prepare(content: Any, limits: Limits, size: int, thorough: bool, detailed: b
             ]
     except (ImageError, MemoryError):
         raise
-    except Exception as problem:  # the resize is Pillow's, which raises nearly every class
+    except Exception as problem:  # the resize is Pillow's, or torch's, which raise nearly every class
         raise ImageError(f"cannot be prepared: {type(problem).__name__}: {problem}") from problem
 
 
@@ -240,5 +244,5 @@ def _answer(answers: Any, data: bytes, task: dict[str, Any]) -> None:
     for frame, detail in zip(frames, details, strict=True):
         answers.write(frame.rgb.tobytes())
         if detail is not None:
-            answers.write(detail.image.tobytes())
+            answers.write(np.asarray(detail.image).tobytes())
     answers.flush()

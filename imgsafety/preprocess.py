@@ -1,6 +1,6 @@
 """One RGB image to the model's pixels: the only resize in the project.
 
-In: an upright RGB `PIL.Image` of any size. Out: `uint8 (size, size, 3)`.
+In: an upright RGB `PIL.Image` of any size, or a `TensorImage`. Out: `uint8 (size, size, 3)`, an array or, of the latter, a tensor.
 The whole picture is squeezed into the square, never cropped: what a crop leaves out would pass unseen.
 The trainer imports this function, so the model learns from exactly what the scanner shows it.
 """
@@ -13,7 +13,8 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from imgsafety.errors import ImageError
-from imgsafety.result import Box, Detail, Part
+from imgsafety.resample import TensorImage
+from imgsafety.result import Box, Detail, Part, Rgb
 
 # A large picture is first reduced by whole steps (averaging blocks of pixels, JPEG while decoding), as long as this many times
 # the model's side is left: a third of the time of filtering all pixels; few verdicts change, either way (docs/performance.md).
@@ -27,10 +28,9 @@ LOOKS = ("whole", "zoom", *("turn",) * len(TURNS), "negative")  # what a thoroug
 CLOSER = ("half", "zoom")  # looks at a part of the picture, of which at most one is taken
 
 
-def to_pixels(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
+def to_pixels(image: Image.Image | TensorImage, size: int) -> Rgb:
     """Resize an RGB image to `uint8 (size, size, 3)`, antialiased (Pillow's bilinear filter)."""
-    square = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=REDUCING_MARGIN)
-    return np.asarray(square, dtype=np.uint8)
+    return _rgb(image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=REDUCING_MARGIN))
 
 
 def shrink(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
@@ -53,7 +53,7 @@ def most_detail(size: int) -> int:
     return 2 * math.ceil(ZOOM * REDUCING_MARGIN * size)
 
 
-def to_detail(image: Image.Image, size: int) -> Detail:
+def to_detail(image: Image.Image | TensorImage, size: int) -> Detail:
     """Keep an RGB image for a zoom of this size, to be reduced by whole steps, as `to_pixels` does first; a large one at once."""
     across, down = (max(1, int(side / (ZOOM * size) / REDUCING_MARGIN)) for side in image.size)
     detail = Detail(image, (across, down), image.height / down, image.width / across)
@@ -65,7 +65,7 @@ def reduced(detail: Detail) -> Detail:
     return replace(detail, image=detail.image.reduce(detail.steps), steps=(1, 1)) if max(detail.steps) > 1 else detail
 
 
-def zoom(detail: Detail, part: Part, size: int) -> npt.NDArray[np.uint8]:
+def zoom(detail: Detail, part: Part, size: int) -> Rgb:
     """Return what `to_pixels` makes of this part of a picture: `uint8 (size, size, 3)`.
 
     Raises `ImageError` when its pixels are gone: whoever handed in an image may have closed it by now.
@@ -74,12 +74,16 @@ def zoom(detail: Detail, part: Part, size: int) -> npt.NDArray[np.uint8]:
     box = (left, top, left + part.side * detail.width, top + part.side * detail.height)
     try:
         image, box = _cut(detail, box, size) if max(detail.steps) > 1 else (detail.image, box)
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box), dtype=np.uint8)
+        return _rgb(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
     except Exception as problem:  # Pillow raises nearly every class
         raise ImageError(f"cannot be zoomed into: {type(problem).__name__}: {problem}") from problem
 
 
-def _cut(detail: Detail, box: Box, size: int) -> tuple[Image.Image, Box]:
+def _rgb(image: Image.Image | TensorImage) -> Rgb:
+    return image.pixels if isinstance(image, TensorImage) else np.asarray(image, dtype=np.uint8)
+
+
+def _cut(detail: Detail, box: Box, size: int) -> tuple[Image.Image | TensorImage, Box]:
     """Reduce the box of a picture and as much around it as the filter sees; return that and the box in it."""
     (across, down), (left, top, right, bottom) = detail.steps, box
     beside, above = (max(1.0, side / size) + 1 for side in (right - left, bottom - top))

@@ -14,7 +14,10 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from imgsafety.resample import TensorImage
+
 Decision = Literal["allow", "review", "block", "undecided"]
+Rgb = npt.NDArray[np.uint8] | Any  # or a tensor of torch, where it stays on a GPU
 Plane = npt.NDArray[np.floating[Any]]  # (rows, columns)
 Grid = list[list[float]]  # the same, ready for JSON
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in fractions of width and height
@@ -32,7 +35,7 @@ class Pixels:
     be looked at more closely in; else none.
     """
 
-    rgb: npt.NDArray[np.uint8]
+    rgb: Rgb
     frame: int | None = None
     detail: "Detail | None" = None
 
@@ -45,7 +48,7 @@ class Detail:
     picture in these; the last row and column may stand for less than a whole one.
     """
 
-    image: "Image"
+    image: "Image | TensorImage"
     steps: tuple[int, int]
     height: float
     width: float

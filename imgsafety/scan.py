@@ -28,7 +28,8 @@ from imgsafety.isolate import Workers, prepare
 from imgsafety.policy import Policy, check_fit, load_policy, settled
 from imgsafety.policy import decide as apply_policy
 from imgsafety.preprocess import CLOSER, LOOKS, shrink, with_half, zoom
-from imgsafety.result import SEVERITY, Part, Pixels, Result, Scores, Verdict, make_result
+from imgsafety.resample import TensorImage, stack
+from imgsafety.result import SEVERITY, Part, Pixels, Result, Rgb, Scores, Verdict, make_result
 from imgsafety.session import Session, head_of, score_names, with_head
 from imgsafety.tensor import split_tensor
 
@@ -180,8 +181,8 @@ class Scanner:
         `undecided`. The scores are those of the PNG that the picture would be saved as. Raises `SetupError` when
         it is no such tensor.
         """
-        pictures = split_tensor(tensor, value_range)
-        prepared = [_Prepared(None, error=str(one)) if isinstance(one, ImageError) else self._prepare(one) for one in pictures]
+        pictures = split_tensor(tensor, value_range, stay=not self.thorough)
+        prepared = [self._prepare_pixels(picture) for picture in pictures]
         return [self._decide(scored) for scored in self._score(prepared, self.session, maps=False)]
 
     def submit(self, item: Any) -> Future[Result]:
@@ -285,7 +286,15 @@ class Scanner:
         except (ImageError, MemoryError) as problem:
             return _Prepared(path, sha256, error=str(problem) or "not enough memory")
 
-    def _pixels(self, content: bytes | Image.Image | npt.NDArray[Any]) -> list[Pixels]:
+    def _prepare_pixels(self, picture: npt.NDArray[np.uint8] | TensorImage | ImageError) -> _Prepared:
+        try:
+            if isinstance(picture, ImageError):
+                raise picture
+            return _Prepared(None, frames=tuple(self._pixels(picture)))
+        except (ImageError, MemoryError) as problem:
+            return _Prepared(None, error=str(problem) or "not enough memory")
+
+    def _pixels(self, content: bytes | Image.Image | npt.NDArray[Any] | TensorImage) -> list[Pixels]:
         size, zooms = self.session.spec.size, "zoom" in self.looks
         if self.isolated and isinstance(content, bytes):
             return self.isolated.prepare(content, self.limits, size, self.thorough, zooms)
@@ -308,7 +317,7 @@ class Scanner:
         return Scored(one.path, one.sha256, frames, scores, error, one.skipped, self.looks)
 
     def _run(
-        self, pixels: Sequence[npt.NDArray[np.uint8]], session: Session, maps: bool | Collection[str] = False
+        self, pixels: Sequence[Rgb], session: Session, maps: bool | Collection[str] = False
     ) -> list[Scores]:
         return [scores for batch in _batches(pixels, self.batch_size) for scores in session.run(batch, maps)]
 
@@ -424,9 +433,9 @@ def _require_many(items: Iterable[Any]) -> None:
         raise SetupError(f"{type(items).__name__} is one item, not many; of a folder's name `find_images` makes many")
 
 
-def _batches(pixels: Sequence[npt.NDArray[np.uint8]], size: int) -> Iterator[npt.NDArray[np.uint8]]:
+def _batches(pixels: Sequence[Rgb], size: int) -> Iterator[Rgb]:
     for start in range(0, len(pixels), size):
-        yield np.stack(pixels[start : start + size])
+        yield stack(pixels[start : start + size])
 
 
 def _closer(whole: Scores, closer: Scores, part: Part) -> Scores:

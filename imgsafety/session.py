@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imgsafety.errors import ModelError, SetupError
-from imgsafety.result import Plane, Scores
+from imgsafety.result import Plane, Rgb, Scores
 from imgsafety.spec import METADATA_KEY, Head, ModelSpec, from_json, shipped_file
 
 MODEL_FILE = "imgsafety-v1.onnx"
@@ -26,6 +26,9 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+# Left alone, cuDNN searches for seconds whenever a batch has a size that it has not met.
+OPTIONS = {"cuda": {"cudnn_conv_algo_search": "HEURISTIC"}}
+DEVICE = 0  # number of the GPU that the runtime takes; CUDA_VISIBLE_DEVICES says which that is
 MAP_SUFFIX = "_map"
 PEOPLE_MAP = "people_map"  # where somebody is, which a model may tell beside its heads
 AGE_INTERVAL = (0.05, 0.95)
@@ -61,16 +64,18 @@ class Session:
         self.has_maps = all(head.name + MAP_SUFFIX in outputs for head in self.spec.heads)
         self.finds_people = PEOPLE_MAP in outputs
 
-    def run(self, pixels: npt.NDArray[np.uint8], maps: bool | Collection[str] = False) -> list[Scores]:
+    def run(self, pixels: Rgb, maps: bool | Collection[str] = False) -> list[Scores]:
         """Judge `uint8 (batch, side, side, 3)`; one `Scores` per row, in order. side: `spec.size`, or `spec.first_size`.
 
+        pixels: an array; or a tensor of torch, which stays on its GPU if the model runs on that one too.
         maps: also fill `Scores.maps`, of all heads or of those named, and `Scores.people` if the model tells; raises `ModelError`
         when it was exported without maps. Raises `ModelError` when its answer is not a finite distribution, or a chance no chance.
         """
         size, first_size = self.spec.size, self.spec.first_size
         sides = (size, first_size) if first_size else (size,)
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] not in [(side, side, 3) for side in sides]:
-            raise ModelError(f"pixels are {pixels.dtype} {pixels.shape}, not uint8 (batch, {size}, {size}, 3)")
+        shape = tuple(pixels.shape)
+        if not str(pixels.dtype).endswith("uint8") or len(shape) != 4 or shape[1:] not in [(side, side, 3) for side in sides]:
+            raise ModelError(f"pixels are {pixels.dtype} {shape}, not uint8 (batch, {size}, {size}, 3)")
         if maps and not self.has_maps:
             raise ModelError(f"{self.path}: the model has no map outputs; export it again")
         names = [head.name for head in self.spec.heads]
@@ -78,7 +83,7 @@ class Session:
             names += [name + MAP_SUFFIX for name in names if maps is True or name in maps]
             names += [PEOPLE_MAP] if self.finds_people else []
         try:
-            answers = self._runtime.run(names, {self._input: pixels})
+            answers = self._answer(names, pixels)
         except Exception as problem:  # onnxruntime raises unrelated classes of its own, also on lack of memory
             raise ModelError(f"{self.path}: inference failed: {problem}") from problem
         outputs = dict(zip(names, answers, strict=True))
@@ -87,6 +92,26 @@ class Session:
         if PEOPLE_MAP in outputs:
             _check_chances(outputs[PEOPLE_MAP], len(pixels))
         return read_out(self.spec, outputs)
+
+
+    def _answer(self, names: list[str], pixels: Rgb) -> list[npt.NDArray[Any]]:
+        answers: list[npt.NDArray[Any]]
+        if isinstance(pixels, np.ndarray):
+            answers = self._runtime.run(names, {self._input: pixels})
+            return answers
+        if self.provider == "cpu" or not pixels.is_cuda or pixels.device.index != DEVICE:
+            return self._answer(names, pixels.cpu().numpy())
+        import torch  # whoever has a tensor has it
+
+        pixels = pixels.contiguous()
+        torch.cuda.current_stream(pixels.device).synchronize()  # the runtime has a stream of its own, which would not wait
+        binding = self._runtime.io_binding()
+        binding.bind_input(self._input, "cuda", DEVICE, np.uint8, tuple(pixels.shape), pixels.data_ptr())
+        for name in names:
+            binding.bind_output(name)  # in the host's memory
+        self._runtime.run_with_iobinding(binding)
+        answers = binding.copy_outputs_to_cpu()
+        return answers
 
 
 def _read_model(path: Path) -> bytes:
@@ -121,7 +146,7 @@ def _open_runtime(data: bytes, path: Path, provider: str, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        runtime = onnxruntime.InferenceSession(data, options, providers=[wanted])
+        runtime = onnxruntime.InferenceSession(data, options, providers=[(wanted, OPTIONS.get(provider, {}))])
     except Exception as problem:  # onnxruntime raises unrelated classes of its own
         raise ModelError(f"{path} is not a model that onnxruntime can load: {problem}") from problem
     if wanted not in runtime.get_providers():

@@ -1,9 +1,9 @@
-"""A float tensor of several pictures to one uint8 array each, on the device where the tensor is.
+"""A float tensor of several pictures to the pixels of each, rounded on the device where the tensor is.
 
 In: what a generator has before it saves anything: `(batch, channels, height, width)`, torch, any float type, CPU or
-CUDA. Out: `(height, width, channels)` uint8 arrays, rounded as a PNG of the picture would be; only these bytes leave
-the device. What a reader would get wrong: the range is said by the caller, never guessed. A dark picture
-in [-1, 1] and a bright one in [0, 1] can hold the same numbers.
+CUDA. Out: `uint8 (height, width, channels)`, rounded as a PNG of the picture would be: RGB on CUDA as a `TensorImage`, of which
+only the model's pixels ever leave the device; all else as an array. What a reader would get wrong: the range is said by the
+caller, never guessed. A dark picture in [-1, 1] and a bright one in [0, 1] can hold the same numbers.
 """
 
 from typing import Any
@@ -13,14 +13,17 @@ import numpy.typing as npt
 
 from imgsafety.decode import FLOAT_SLACK
 from imgsafety.errors import ImageError, SetupError
+from imgsafety.resample import TensorImage
 
 RANGES = ((0.0, 1.0), (-1.0, 1.0))
 
 
-def split_tensor(tensor: Any, value_range: tuple[float, float]) -> list[npt.NDArray[np.uint8] | ImageError]:
+def split_tensor(
+    tensor: Any, value_range: tuple[float, float], stay: bool = True
+) -> list[npt.NDArray[np.uint8] | TensorImage | ImageError]:
     """Return each picture's pixels, or the `ImageError` that says why it has none (NaN, outside the range).
 
-    Raises `SetupError` when the tensor or the range cannot be right for any picture.
+    stay: RGB may stay on a GPU. Raises `SetupError` when the tensor or the range cannot be right for any picture.
     """
     if value_range not in RANGES:
         raise SetupError(f"value_range is {value_range!r}; it must be (0, 1) or (-1, 1)")
@@ -32,7 +35,9 @@ def split_tensor(tensor: Any, value_range: tuple[float, float]) -> list[npt.NDAr
     low, high = value_range
     unit = (tensor.detach().float() - low) / (high - low)
     least, most = (edge.cpu().numpy() for edge in (unit.flatten(1).amin(1), unit.flatten(1).amax(1)))
-    pixels: npt.NDArray[np.uint8] = (unit.nan_to_num(0).clamp(0, 1) * 255).round().byte().movedim(1, -1).cpu().numpy()
+    rounded = (unit.nan_to_num(0).clamp(0, 1) * 255).round().byte().movedim(1, -1)
+    stays = stay and rounded.is_cuda and rounded.shape[-1] == 3
+    pixels = [TensorImage(picture) for picture in rounded] if stays else rounded.cpu().numpy()
     return [
         # Written so that NaN fails it.
         picture if lowest >= -FLOAT_SLACK and highest <= 1 + FLOAT_SLACK else _outside(lowest, highest, value_range)

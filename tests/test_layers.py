@@ -11,8 +11,10 @@ import imgsafety
 PACKAGE = Path(imgsafety.__file__).parent
 # A module may import from earlier lines, never from its own or a later one.
 LAYERS = (
-    {"errors", "result"},
-    {"spec", "archive", "png", "preprocess"},
+    {"errors", "resample"},
+    {"result"},
+    {"spec", "archive", "png"},
+    {"preprocess"},
     {"source", "decode", "session", "policy", "flagged", "sink", "audit_log", "where", "store", "prevalence"},
     {"tensor", "batching", "isolate", "selftest", "report"},
     {"scan", "page"},

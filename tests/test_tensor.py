@@ -8,11 +8,12 @@ levels; the scores may then move by `HALF_TOLERANCE`.
 import io
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
 
-from imgsafety import SetupError
+from imgsafety import Scanner, SetupError
 
 HALF_TOLERANCE = 0.02
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))]
@@ -44,6 +45,18 @@ def test_each_picture_is_judged_as_its_png(scanner, batch, dtype, device):
     from_files = [scanner.check(png(picture)) for picture in tensor]
     results = scanner.check_tensor(tensor)
     assert [(result.verdict, result.scores) for result in results] == [(file.verdict, file.scores) for file in from_files]
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
+    reason="no CUDA device, or no runtime for it",
+)
+def test_what_never_leaves_the_gpu_is_judged_as_its_png(batch, toy_path, toy_policy):
+    scanner = Scanner(toy_path, toy_policy, provider="cuda")
+    results = scanner.check_tensor(batch.cuda())
+    for result, picture in zip(results, batch, strict=True):
+        saved = scanner.check(png(picture))
+        assert result.verdict == saved.verdict and np.abs(scores(result) - scores(saved)).max() < 1e-5
 
 
 def test_the_batch_holds_different_verdicts(scanner, batch):
