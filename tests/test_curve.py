@@ -128,3 +128,35 @@ def test_what_cannot_be_asked_is_an_error(ask, words, problem):
     result = ask(*words)
     assert result.exit_code != 0
     assert problem in result.output
+
+
+def test_more_harmless_things_teach_what_they_look_like(rows):
+    things = [Row(f"{number}.png", "things", "CC0", framing="object", attire="no_person") for number in range(400)]
+    known = features_of([*rows, *things], {"here": 0, "there": 0, "things": 0})
+    for row in things:  # as red as somebody in minimal attire, but for one of twenty colours of their own
+        known[row.path][0] += 3
+    for row in known:
+        known[row] = np.append(known[row], np.zeros(20))
+    for index, row in enumerate(things):
+        known[row.path][4 + index // 2 % 20] = 8
+    folds = {row.path: ("train", "test")[index % 2] for index, row in enumerate([*rows, *things])}
+    table = curve.harmless_curve("a test", [*rows, *things], known, folds)
+    few, all_ = (float(line[2].split("%")[0]) for line in (table.rows[0], table.rows[-1]))
+    assert table.columns[2] == "things (200)" and few > 2 * all_
+    assert [line[1] for line in table.rows][-1] == "300"  # 100 clothed, 200 things
+
+
+def test_the_command_asks_what_harmless_pictures_give(ask, tmp_path):
+    save_file(models.mobilenet_v2(num_classes=1001).state_dict(), tmp_path / "random.safetensors")
+    printed = ask("--imagenet", str(tmp_path / "random.safetensors"), "--harmless").output
+    assert "Harmless pictures taken for minimal attire, by what ImageNet's network sees" in printed
+    assert re.search(r"\| 0.25 of the others \| \d+ \| [^|]*\d+\.\d% ", printed)
+
+
+def test_without_minimal_pictures_held_out_nothing_is_asked_of_harmless_ones(ask, folder, tmp_path):
+    with (folder / "manifest.csv").open(newline="") as file:
+        folds = [(line["path"], "train") for line in csv.DictReader(file)]
+    with (tmp_path / "split.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(folds)
+    result = ask("--harmless")
+    assert result.exit_code != 0 and "of harmless pictures nothing can be asked" in result.output

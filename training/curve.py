@@ -2,8 +2,9 @@
 
 Two questions are asked of an origin of which training sees nothing, or a share: is somebody in minimal attire, and, of clothed
 people, is somebody under 18? Regressions answer them, on features that no label of ours has touched: those of ImageNet's
-MobileNetV2 and, with `--encoder`, what CLIP's image tower sees. A point of a curve takes seconds. Years around 18 are not in such
-features; for them `--model` takes networks that were trained on a share of the faces each (`training.train --settings
+MobileNetV2 and, with `--encoder`, what CLIP's image tower sees. A point of a curve takes seconds. `--harmless` asks what more
+harmless pictures give: how many things and generated portraits a regression takes for minimal attire. Years around 18 are not in
+such features; for them `--model` takes networks that were trained on a share of the faces each (`training.train --settings
 training/curve.toml --share SHARE`) and judges those of the test fold.
 """
 
@@ -50,6 +51,14 @@ def somebody_under_18(row: Row) -> bool | None:
     return row.minor if row.age and row.age[0] != row.age[1] and row.attire in ("clothed", "not_minimal") else None
 
 
+# Which of the pictures that are held out are told apart with `--harmless`.
+HARMLESS: dict[str, Callable[[Row], bool]] = {
+    "things": lambda row: row.framing == "object",
+    "generated portraits": lambda row: row.medium == "generated",
+    "all others": lambda row: row.framing != "object" and row.medium != "generated",
+}
+FOUND = 0.98  # of the minimal pictures that are held out, where false alarms are counted
+
 QUESTIONS: tuple[Answer, ...] = (minimal_attire, somebody_under_18)
 
 
@@ -59,6 +68,7 @@ QUESTIONS: tuple[Answer, ...] = (minimal_attire, somebody_under_18)
 @click.option("--imagenet", type=click.Path(path_type=Path), help="Keras MobileNetV2 safetensors; default: torchvision's.")
 @click.option("--encoder", type=click.Path(path_type=Path, exists=True), help="ONNX image tower of CLIP, for its curves.")
 @click.option("--origin", "origins", multiple=True, help="A source to ask about. As often as you like.")
+@click.option("--harmless", is_flag=True, help="Ask what more harmless pictures give.")
 @click.option("--model", "models", type=click.Path(path_type=Path, exists=True), multiple=True, help="Trained on a share of faces.")
 @click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
 def main(
@@ -67,6 +77,7 @@ def main(
     imagenet: Path | None,
     encoder: Path | None,
     origins: tuple[str, ...],
+    harmless: bool,
     models: tuple[Path, ...],
     settings_path: Path,
 ) -> None:
@@ -74,17 +85,22 @@ def main(
     torch.set_num_threads(settings.threads)
     rows = load_manifest(data / "manifest.csv", settings.licences)
     check_sources(rows, origins)
-    if not origins and not models:
-        raise click.UsageError("nothing is asked: name an --origin or a --model")
+    if not (origins or harmless or models):
+        raise click.UsageError("nothing is asked: name an --origin or a --model, or ask for --harmless")
     folds = dict(zip((row.path for row in rows), load_or_split(rows, data, output / "split.csv"), strict=True))
     answered = [row for row in rows if any(answer(row) is not None for answer in QUESTIONS)]
     asked = [one for one in product(origins, QUESTIONS) if _can_ask(*one, answered, folds)]
     if unasked := set(origins) - {source for source, _ in asked}:
         raise click.UsageError(f"of {sorted(unasked)[0]} nothing can be asked: it, held out, and the others need both answers")
-    for name, features in _seen(answered, data, output, imagenet, encoder, settings) if asked else ():
+    sides = [[row for row in answered if (folds[row.path] == "train") is teaches] for teaches in (True, False)]
+    if harmless and not all(_both(minimal_attire, side) for side in sides):
+        raise click.UsageError("of harmless pictures nothing can be asked: the train fold, and the others, need minimal ones too")
+    for name, features in _seen(answered, data, output, imagenet, encoder, settings) if asked or harmless else ():
         known = dict(zip((row.path for row in answered), features, strict=True))
         for source, answer in asked:
             print(markdown([origin_curve(answer, source, name, answered, known, folds)]), flush=True)
+        if harmless:
+            print(markdown([harmless_curve(name, answered, known, folds)]), flush=True)
     if models:
         faces = [row for row in rows if row.framing == "face" and row.age and row.age[0] == row.age[1]]
         print(markdown([face_curve(models, [row for row in faces if folds[row.path] == "test"], data)]))
@@ -146,6 +162,37 @@ def origin_curve(
             *(line(f"the others and {share:g} of it", [others + draw for draw in _draws(taught, share)], held) for share in SHARES),
         ],
     )
+
+
+def harmless_curve(features: str, rows: Sequence[Row], known: dict[str, Values], folds: dict[str, str]) -> Table:
+    """How many harmless pictures a regression takes for minimal attire, by how many others than minimal ones taught it."""
+    asked = [row for row in rows if minimal_attire(row) is not None]
+    taught, held = ([row for row in asked if (folds[row.path] == "train") is teaches] for teaches in (True, False))
+    minimal, others = ([row for row in taught if minimal_attire(row) is yes] for yes in (True, False))
+    harmless = [row for row in held if not minimal_attire(row)]
+    belonging = {name: np.array([belongs(row) for row in harmless]) for name, belongs in HARMLESS.items()}
+    groups = {name: members for name, members in belonging.items() if members.any()}
+
+    def flagged(draw: Sequence[Row]) -> list[float]:
+        found, scores = _ask(minimal_attire, [*minimal, *draw], held, known)
+        return [float((scores[members] >= np.quantile(found, 1 - FOUND)).mean()) for members in groups.values()]
+
+    def line(share: float) -> tuple[str, ...]:
+        draws = _draws(others, share)
+        return f"{share:g} of the others", str(len(draws[0])), *map(_mean_and_ends, zip(*map(flagged, draws), strict=True))
+
+    return Table(
+        f"Harmless pictures taken for minimal attire, by what {features} sees",
+        f"Where {FOUND:.0%} of {len(held) - len(harmless)} minimal pictures that are held out are found; {len(minimal)} taught. "
+        f"Shares below 1: mean of {DRAWS} draws, the least and the greatest.",
+        ("taught by", "pictures", *(f"{name} ({members.sum()})" for name, members in groups.items())),
+        [line(share) for share in SHARES],
+    )
+
+
+def _mean_and_ends(shares: Sequence[float]) -> str:
+    ends = f" ({min(shares):.1%} to {max(shares):.1%})" if len(shares) > 1 else ""
+    return f"{np.mean(shares):.1%}{ends}"
 
 
 def face_curve(models: Sequence[Path], faces: Sequence[Row], data: Path) -> Table:
