@@ -9,7 +9,7 @@ from imgsafety.scan import Scanner
 from imgsafety.terminal import details_format, scanner_options, show
 
 
-@click.command()
+@click.command(short_help="Judge a few files and show all that is known.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(readable=False))
 @scanner_options
 @click.option("--map", "maps", is_flag=True, help="Also say where, as JSON: boxes, and each label's share per place of a grid.")

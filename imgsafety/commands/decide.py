@@ -8,7 +8,7 @@ from imgsafety.store import open_to_write
 from imgsafety.terminal import summarise
 
 
-@click.command()
+@click.command(short_help="Apply another policy to the scores of a run.")
 @click.argument("run", type=click.Path(dir_okay=False))
 @click.option("--policy", required=True, help=f"The rules to apply: {', '.join(shipped_policies())}, or a TOML file.")
 def decide(run: str, policy: str) -> int:

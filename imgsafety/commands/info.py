@@ -10,7 +10,7 @@ from imgsafety.scan import Scanner
 from imgsafety.terminal import NOTHING_FLAGGED, scanner_options
 
 
-@click.command()
+@click.command(short_help="Show model, heads, policy and versions.")
 @scanner_options
 def info(**settings: Any) -> int:
     """Show the model, its heads, the policy, the provider and versions."""

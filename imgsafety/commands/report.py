@@ -18,7 +18,7 @@ from imgsafety.terminal import NOTHING_FLAGGED, open_output, refuse_overwriting
 FILE = click.Path(dir_okay=False)
 
 
-@click.command()
+@click.command(short_help="Report what scans found, or what changed.")
 @click.argument("runs", nargs=-1, required=True, type=FILE)
 @click.option("--html", type=FILE, help="Write one self-contained page. Needs the extra `report`.")
 @click.option("--json", "json_", type=FILE, help="Write all figures, without the list of files.")

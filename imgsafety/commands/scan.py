@@ -49,7 +49,7 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_options(command, options)
 
 
-@click.command()
+@click.command(short_help="Judge folders, files and archives.")
 @click.argument("paths", nargs=-1, type=click.Path(readable=False))
 @click.option(
     "--files-from",

@@ -9,7 +9,7 @@ from imgsafety.selftest import run_selftest
 from imgsafety.terminal import FAILED, NOTHING_FLAGGED, scanner_options
 
 
-@click.command()
+@click.command(short_help="Show that model and policy work together.")
 @scanner_options
 def selftest(**settings: Any) -> int:
     """Show with drawn frames that model, runtime and policy work together; needs no real picture."""

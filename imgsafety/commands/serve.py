@@ -11,7 +11,7 @@ from imgsafety.scan import MAX_WAIT, Scanner
 from imgsafety.terminal import NOTHING_FLAGGED, batch_options, scanner_options
 
 
-@click.command()
+@click.command(short_help="Answer over HTTP.")
 @scanner_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others than loopback need a token.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")

@@ -10,7 +10,7 @@ from imgsafety.terminal import FLAGGED, NOTHING_FLAGGED, open_output, scanner_op
 from imgsafety.watch import watch as watch_folder
 
 
-@click.command()
+@click.command(short_help="Judge pictures as they appear in a folder.")
 @click.argument("folder", type=click.Path())
 @scanner_options
 @click.option("--existing", is_flag=True, help="Also judge what is in the folder already.")
