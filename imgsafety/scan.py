@@ -140,7 +140,7 @@ class Scanner:
 
     @cached_property
     def _batch_session(self) -> Session:
-        if self.workers == 1:
+        if self.workers == 1 or self.session.provider != "cpu":  # a GPU needs no second copy: its calls take no cores
             return self.session
         return Session(self.session.path, self.session.provider, threads=1)
 
