@@ -67,7 +67,7 @@ class Part:
     look: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Scores:
     """A model's opinion of one frame.
 
@@ -88,6 +88,15 @@ class Scores:
     age_high: float | None = None
     maps: Mapping[str, Plane] = field(default_factory=dict)
     people: Plane | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by value; arrays cannot be asked whether they are equal with one yes or no."""
+        return isinstance(other, Scores) and self._values() == other._values()
+
+    def _values(self) -> tuple[object, ...]:
+        maps = {name: plane.tolist() for name, plane in self.maps.items()}
+        people = None if self.people is None else self.people.tolist()
+        return self.heads, self.named, self.age, self.age_low, self.age_high, maps, people
 
 
 @dataclass(frozen=True, slots=True)
