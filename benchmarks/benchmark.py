@@ -167,23 +167,25 @@ def latency(files: list[Path], model: str | None, provider: str) -> dict[str, li
 
 
 def tensors(files: list[Path], rounds: int, model: str | None, provider: str) -> dict[str, list[float]]:
-    """Pictures per second of `check_tensor`, of tensors in the memory of a GPU, by batch; the model on the CPU or on it."""
+    """Pictures per second of `check_tensor`, of tensors in the memory of a GPU, by batch; the model on the CPU or on it.
+
+    The pictures have to be of one size, as `--side` makes them.
+    """
     import torch
 
+    arrays = [np.asarray(decode(file.read_bytes(), Limits(), 0)[0].image) for file in files[:64]]
+    pictures = torch.from_numpy(np.stack(arrays)).cuda().movedim(-1, 1).contiguous().half() / 255
     found = {}
     for name in ("cpu", provider):
         scanner = Scanner(model, provider=name, batch_size=64)
-        for batch in (1, 4, 16, 64):
-            arrays = [np.asarray(decode(file.read_bytes(), Limits(), 0)[0].image) for file in files[: max(batch, 16)]]
-            tensor = torch.from_numpy(np.stack(arrays)).cuda().movedim(-1, 1).half() / 255
-            parts = [part.contiguous() for part in tensor.split(batch) if len(part) == batch]
-            work = partial(all_checked, scanner, parts)
-            rates = [batch * len(parts) / seconds for seconds in timed(work, rounds)]
+        for batch in [size for size in (1, 4, 16, 64) if size <= len(pictures)]:
+            parts = pictures[: max(batch, 16)].split(batch)
+            rates = [sum(map(len, parts)) / seconds for seconds in timed(partial(all_checked, scanner, parts), rounds)]
             found[f"tensors of {batch} in GPU memory, model on {name}, pictures/s"] = rates
     return found
 
 
-def all_checked(scanner: Scanner, parts: list[Any]) -> None:
+def all_checked(scanner: Scanner, parts: tuple[Any, ...]) -> None:
     for part in parts:
         scanner.check_tensor(part)
 

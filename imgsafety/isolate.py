@@ -244,5 +244,5 @@ def _answer(answers: Any, data: bytes, task: dict[str, Any]) -> None:
     for frame, detail in zip(frames, details, strict=True):
         answers.write(frame.rgb.tobytes())
         if detail is not None:
-            answers.write(np.asarray(detail.image).tobytes())
+            answers.write(np.ascontiguousarray(detail.image))
     answers.flush()

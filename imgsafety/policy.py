@@ -91,10 +91,11 @@ class Policy:
 
         A zoom is not asked about edits: it shows another part of what came in than of what goes out.
         """
-        return self._by_look[look] if look in self._by_look else self._for_look(look)
+        return self._by_look.get(look, self)
 
     @cached_property
     def _by_look(self) -> dict[str, "Policy"]:
+        # Asked of every picture.
         return {look: self._for_look(look) for look in dict.fromkeys(LOOKS)}
 
     def _for_look(self, look: str) -> "Policy":

@@ -182,7 +182,10 @@ class Scanner:
         it is no such tensor.
         """
         pictures = split_tensor(tensor, value_range, stay=not self.thorough)
-        prepared = [self._prepare_pixels(picture) for picture in pictures]
+        prepared = [
+            _Prepared(None, error=str(picture)) if isinstance(picture, ImageError) else self._prepare(source.Loaded(picture))
+            for picture in pictures
+        ]
         return [self._decide(scored) for scored in self._score(prepared, self.session, maps=False)]
 
     def submit(self, item: Any) -> Future[Result]:
@@ -285,14 +288,6 @@ class Scanner:
             return _Prepared(path, sha256, tuple(self._pixels(loaded.content)))
         except (ImageError, MemoryError) as problem:
             return _Prepared(path, sha256, error=str(problem) or "not enough memory")
-
-    def _prepare_pixels(self, picture: npt.NDArray[np.uint8] | TensorImage | ImageError) -> _Prepared:
-        try:
-            if isinstance(picture, ImageError):
-                raise picture
-            return _Prepared(None, frames=tuple(self._pixels(picture)))
-        except (ImageError, MemoryError) as problem:
-            return _Prepared(None, error=str(problem) or "not enough memory")
 
     def _pixels(self, content: bytes | Image.Image | npt.NDArray[Any] | TensorImage) -> list[Pixels]:
         size, zooms = self.session.spec.size, "zoom" in self.looks

@@ -22,6 +22,7 @@ from PIL import Image
 
 from imgsafety.archive import ZIP_MAGIC, Member, is_archive, list_members
 from imgsafety.errors import ImageError
+from imgsafety.resample import TensorImage
 
 T = TypeVar("T")
 
@@ -41,12 +42,12 @@ MAX_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """One item's content: a file's `bytes`, a PIL image, or an array (height, width, channels).
+    """One item's content: a file's `bytes`, a PIL image, an array (height, width, channels), or a picture on a GPU.
 
     path is none for items without a name; sha256 is none for items that came as pixels.
     """
 
-    content: bytes | Image.Image | npt.NDArray[Any]
+    content: bytes | Image.Image | npt.NDArray[Any] | TensorImage
     path: str | None = None
     sha256: str | None = None
 
@@ -257,6 +258,8 @@ def load(item: Any) -> Loaded:
 
 
 def _load(item: Any) -> Loaded:
+    if isinstance(item, Loaded):
+        return item
     if isinstance(item, Image.Image) or (isinstance(item, np.ndarray) and item.dtype != object):
         return Loaded(item, name_of(item))
     if _is_tensor(item):

@@ -92,8 +92,7 @@ def main(
     asked = [one for one in product(origins, QUESTIONS) if _can_ask(*one, answered, folds)]
     if unasked := set(origins) - {source for source, _ in asked}:
         raise click.UsageError(f"of {sorted(unasked)[0]} nothing can be asked: it, held out, and the others need both answers")
-    sides = [[row for row in answered if (folds[row.path] == "train") is teaches] for teaches in (True, False)]
-    if harmless and not all(_both(minimal_attire, side) for side in sides):
+    if harmless and not all(_both(minimal_attire, side) for side in _taught_and_held(answered, folds)):
         raise click.UsageError("of harmless pictures nothing can be asked: the train fold, and the others, need minimal ones too")
     for name, features in _seen(answered, data, output, imagenet, encoder, settings) if asked or harmless else ():
         known = dict(zip((row.path for row in answered), features, strict=True))
@@ -167,7 +166,7 @@ def origin_curve(
 def harmless_curve(features: str, rows: Sequence[Row], known: dict[str, Values], folds: dict[str, str]) -> Table:
     """How many harmless pictures a regression takes for minimal attire, by how many others than minimal ones taught it."""
     asked = [row for row in rows if minimal_attire(row) is not None]
-    taught, held = ([row for row in asked if (folds[row.path] == "train") is teaches] for teaches in (True, False))
+    taught, held = _taught_and_held(asked, folds)
     minimal, others = ([row for row in taught if minimal_attire(row) is yes] for yes in (True, False))
     harmless = [row for row in held if not minimal_attire(row)]
     belonging = {name: np.array([belongs(row) for row in harmless]) for name, belongs in HARMLESS.items()}
@@ -236,8 +235,13 @@ def _can_ask(source: str, answer: Answer, rows: Sequence[Row], folds: dict[str, 
 def _parts(source: str, rows: Sequence[Row], folds: dict[str, str]) -> tuple[list[Row], list[Row], list[Row]]:
     """Of the other sources what may teach; of this one what may teach, and what is held out."""
     own = [row for row in rows if row.source == source]
-    taught, held = ([row for row in own if (folds[row.path] == "train") is teaches] for teaches in (True, False))
-    return [row for row in _not_of(source, rows) if folds[row.path] == "train"], taught, held
+    return _taught_and_held(_not_of(source, rows), folds)[0], *_taught_and_held(own, folds)
+
+
+def _taught_and_held(rows: Sequence[Row], folds: dict[str, str]) -> tuple[list[Row], list[Row]]:
+    """The rows of the train fold, and the others."""
+    train, others = ([row for row in rows if (folds[row.path] == "train") is teaches] for teaches in (True, False))
+    return train, others
 
 
 def _both(answer: Answer, rows: Sequence[Row]) -> bool:
