@@ -214,13 +214,12 @@ def _cascade(
 
 def _edits_threshold(scanner: Scanner, rows: Sequence[Row], data: Path, score: str, share: float) -> float:
     """What at most a share of the clothed pictures reach after any one of the edits that undress nobody."""
-    clothed = [row for row in rows if row.attire == "clothed"]
-    reached = -math.inf
-    for change in EDITS.values() if share < 1 else ():
-        scored = [together(one) for one in scanner.score(change(read_image(row, data)) for row in clothed)]
-        values = _highest(scored, LOOKS[0], score)
-        reached = max(reached, affordable_threshold(values, share, np.full(len(values), "clothed")))
-    return reached
+    if share >= 1:
+        return -math.inf
+    images = (read_image(row, data) for row in rows if row.attire == "clothed")
+    scored = [together(one) for one in scanner.score(change(image) for image in images for change in EDITS.values())]
+    reached = _highest(scored, LOOKS[0], score).reshape(-1, len(EDITS))
+    return max(affordable_threshold(values, share, np.full(len(values), "clothed")) for values in reached.T)
 
 
 def _other_looks(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict[str, Any]) -> list[str]:

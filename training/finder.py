@@ -220,7 +220,9 @@ def _flipped(part: Part, random: augment.Random) -> Part:
 @click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("finder.toml"))
 @click.option("--leave-out", multiple=True, help="Train without this source, as the network to start from was.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
-@click.option("--bfloat16", is_flag=True, help="Features in bfloat16, as always on CUDA; faster with AMX or AVX-512 BF16.")
+@click.option(
+    "--bfloat16", is_flag=True, help="Features in bfloat16, as always on CUDA; faster with AMX or AVX-512 BF16, far slower without."
+)
 def main(
     data: Path, start: Path, output: Path, settings_path: Path, leave_out: tuple[str, ...], device: str, bfloat16: bool
 ) -> None:

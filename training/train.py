@@ -61,7 +61,9 @@ UNDER_18 = torch.tensor([edge <= ADULT for edge in AGE.edges[1:]], dtype=torch.f
 @click.option("--leave-out", multiple=True, help="Train without this source, to measure on it: `training.evaluate --left-out`.")
 @click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Train on this share of the pictures only.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
-@click.option("--bfloat16", is_flag=True, help="Features in bfloat16, as always on CUDA; faster with AMX or AVX-512 BF16.")
+@click.option(
+    "--bfloat16", is_flag=True, help="Features in bfloat16, as always on CUDA; faster with AMX or AVX-512 BF16, far slower without."
+)
 def main(
     data: Path,
     output: Path,
