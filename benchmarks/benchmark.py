@@ -2,8 +2,8 @@
 
 Throughput from files on disk to verdicts (by batch size and workers, and as a cascade), share of each stage, latency of one
 picture, cold start and peak memory; with a GPU (`--provider cuda`) also of tensors in its memory, which needs torch; with `--peers`
-NudeNet on the same files, in turns with ours. `--side 1024` first makes square JPEGs of that side from the folder's pictures, in a
-temporary folder. Needs matplotlib for `--plot` (the extra `report`).
+other checks that are installed (NudeNet, OpenNSFW2), on the same files, in turns with ours. `--side 1024` first makes square JPEGs
+of that side from the folder's pictures, in a temporary folder. Needs matplotlib for `--plot` (the extra `report`).
 """
 
 import json
@@ -37,6 +37,7 @@ from imgsafety.scan import DEFAULT_BATCH_SIZE
 from imgsafety.session import Session
 from imgsafety.where import HEAD, focus
 
+Judge = Callable[[list[str]], object]
 FIRST_VERDICT = "from imgsafety import Scanner; import sys; print(Scanner().check(sys.argv[1]).verdict)"
 # Linux keeps ru_maxrss of the parent across exec; VmHWM is the new process's own.
 PEAK = "print(next(int(line.split()[1]) // 1024 for line in open('/proc/self/status') if line.startswith('VmHWM')))"
@@ -57,7 +58,7 @@ SCAN_ALL = "import sys; from imgsafety import Scanner; [None for _ in Scanner().
 @click.option("--rounds", default=5, show_default=True, help="Repetitions; the median is shown, with the range.")
 @click.option("--model", type=click.Path(), help="Model file; default: the shipped one.")
 @click.option("--provider", default="cpu", show_default=True)
-@click.option("--peers", is_flag=True, help="Also time NudeNet, if it is installed.")
+@click.option("--peers", is_flag=True, help="Also time other checks that are installed: NudeNet, OpenNSFW2.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures as JSON.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Also draw throughput by batch size and workers (SVG or PNG).")
 def main(
@@ -90,7 +91,7 @@ def main(
             figures["tensors"] = tensors(files, rounds, model, provider)
         figures["cold start"] = cold_start(files, rounds)
         if peers:
-            figures["peers"] = beside_nudenet(files, rounds, model, provider)
+            figures["peers"] = beside_peers(files, rounds, model, provider)
     show(figures)
     if json_path:
         json_path.write_text(json.dumps(figures, indent=1) + "\n")
@@ -203,32 +204,56 @@ def cold_start(files: list[Path], rounds: int) -> dict[str, list[float]]:
     }
 
 
-def beside_nudenet(files: list[Path], rounds: int, model: str | None, provider: str) -> dict[str, Any]:
-    """Milliseconds per picture of all three on the same files, in turns, and their ratios."""
-    try:
-        from nudenet import NudeDetector
-    except ImportError:
-        return {"missing": "pip install nudenet"}
-    detector = NudeDetector()
+def nudenet() -> Judge:
+    """NudeNet's own way for many files."""
+    from nudenet import NudeDetector
+
+    return partial(NudeDetector().detect_batch, batch_size=16)
+
+
+def opennsfw2() -> Judge:
+    """Yahoo's open_nsfw in Keras, whose weights are downloaded once; `KERAS_BACKEND` says what runs it."""
+    from opennsfw2 import predict_images
+
+    return partial(predict_images, batch_size=16)
+
+
+PEERS = {"NudeNet detect_batch": nudenet, "OpenNSFW2 predict_images": opennsfw2}
+
+
+def beside_peers(files: list[Path], rounds: int, model: str | None, provider: str) -> dict[str, Any]:
+    """Milliseconds per picture of ours and of the `PEERS` that are installed, on the same files, in turns, and their ratios."""
     plain, cascade = (Scanner(model, provider=provider, cascade=kind) for kind in (False, True))
-    paths = [str(file) for file in files]
-    ways: dict[str, Callable[[], object]] = {
-        "scan": lambda: sum(1 for _ in plain.scan(paths)),
-        "scan, cascade": lambda: sum(1 for _ in cascade.scan(paths)),
-        "NudeNet detect_batch": lambda: detector.detect_batch(paths, batch_size=16),
+    ours: dict[str, Judge] = {
+        "scan": lambda paths: sum(1 for _ in plain.scan(paths)),
+        "scan, cascade": lambda paths: sum(1 for _ in cascade.scan(paths)),
     }
+    paths = [str(file) for file in files]
+    theirs: dict[str, Judge] = {}
+    about = {}
+    for name, load in PEERS.items():
+        try:
+            judge = load()
+            judge(paths[:1])
+        except ImportError as problem:
+            about[name] = f"not here: pip install {load.__name__} ({problem})"
+        except Exception as problem:  # noqa: BLE001  # a peer may raise anything, of a download that failed for one
+            about[name] = f"does not work here: {type(problem).__name__}: {problem}"
+        else:
+            theirs[name] = judge
+            about[f"{load.__name__} version"] = metadata.version(load.__name__)
+    ways = ours | theirs
     spent: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
-        for name, work in ways.items():
-            seconds = once(work)
+        for name, judge in ways.items():
+            seconds = once(partial(judge, paths))
             if turn:  # the first warms up
                 spent[name].append(1000 * seconds / len(paths))
-    theirs = spent["NudeNet detect_batch"]
     ratios = {
-        f"NudeNet / {name}": [their / our for their, our in zip(theirs, spent[name], strict=True)]
-        for name in ("scan", "scan, cascade")
+        f"{peer} / {name}": [other / our for other, our in zip(spent[peer], spent[name], strict=True)]
+        for peer in theirs
+        for name in ours
     }
-    about = {"NudeNet version": metadata.version("nudenet")}
     return {f"{name}, ms": values for name, values in spent.items()} | ratios | about
 
 

@@ -5,11 +5,15 @@
     result.verdict, result.reasons       # "block", (Reason(rule="minor-exposed", ...),)
 """
 
-from imgsafety.errors import FlaggedError, ImageError, ImgSafetyError, ModelError, PolicyError, SetupError
-from imgsafety.policy import Policy, load_policy
-from imgsafety.result import Reason, Result, Scores, Verdict
-from imgsafety.scan import Scanner
-from imgsafety.source import find_images
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from imgsafety.errors import FlaggedError, ImageError, ImgSafetyError, ModelError, PolicyError, SetupError
+    from imgsafety.policy import Policy, load_policy
+    from imgsafety.result import Reason, Result, Scores, Verdict
+    from imgsafety.scan import Scanner
+    from imgsafety.source import find_images
 
 __version__ = "1.0.0"
 __all__ = [
@@ -28,3 +32,17 @@ __all__ = [
     "find_images",
     "load_policy",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for: whoever only names the package need not wait for numpy and Pillow."""
+    for home in ("errors", "result", "policy", "source", "scan") if name in __all__ else ():
+        value = vars(importlib.import_module(f"imgsafety.{home}")).get(name)
+        if value is not None:
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'imgsafety' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

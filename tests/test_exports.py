@@ -1,6 +1,8 @@
 """What is public is listed, and says what it is."""
 
 import inspect
+import subprocess
+import sys
 from types import ModuleType
 
 import pytest
@@ -35,3 +37,20 @@ def test_every_error_has_one_parent():
 
 def test_version_is_a_release_number():
     assert all(part.isdigit() for part in imgsafety.__version__.split("."))
+
+
+def test_naming_the_package_waits_for_nothing_heavy():
+    code = "import imgsafety, sys; print([name for name in ('numpy', 'PIL', 'onnxruntime') if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
+
+
+def test_all_that_is_public_is_there_at_once():
+    code = "from imgsafety import *; import imgsafety; print(set(imgsafety.__all__) <= set(dir()) & set(dir(imgsafety)))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "True\n"
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'imgsafety' has no attribute 'numpy'"):
+        imgsafety.numpy  # noqa: B018
