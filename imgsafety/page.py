@@ -22,10 +22,10 @@ AXES = {"minimal_attire": "minimal attire score", "minor": "minor score, where p
 
 def to_html(
     summaries: Sequence[Mapping[str, Any]],
-    flagged: Sequence[Sequence[Sequence[Any]]],
+    flagged: Sequence[Sequence[Sequence[Any]] | None],
     changes: Mapping[str, Any] | None = None,
 ) -> str:
-    """Make the page. Raises `SetupError` without the packages of the extra `report`."""
+    """Make the page. flagged: the rows to list of each run, or none for no list. Raises `SetupError` without the extra `report`."""
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as problem:
@@ -34,7 +34,7 @@ def to_html(
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "thousands": "{:,}".format, "points": points}
     plots = [draw_histograms(summary) for summary in summaries]
-    lists = [{"columns": FLAGGED_COLUMNS, "rows": rows} for rows in flagged]
+    lists = [None if rows is None else {"columns": FLAGGED_COLUMNS, "rows": rows} for rows in flagged]
     runs = list(zip(summaries, plots, lists, strict=True))
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return environment.get_template("page.html.jinja").render(runs=runs, changes=changes, made=made)

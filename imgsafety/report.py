@@ -102,6 +102,15 @@ def summarise(store: Store, rates: dict[str, ErrorCounts] | str, duplicates: str
     return {**summary, "quote": quote(summary)}
 
 
+def for_public(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without what leads to single files or tells of the machine: the run's name, folders, patterns, the system."""
+    run = summary["run"]
+    hidden = {"paths": [], "include": [], "exclude": []}
+    versions = [{name: version for name, version in one.items() if name != "system"} for one in run["versions"]]
+    shown = {**run, "selection": {**run["selection"], **hidden}, "versions": versions}
+    return {**summary, "run": shown, "name": f"scan of {(run['started'] or '')[:10]}", "root": "", "folders": []}
+
+
 def _threshold(rules: Sequence[Mapping[str, Any]], score: str) -> float | None:
     """The value at which a policy says that a picture is so: that of the rule about this score alone, else the lowest."""
     named = [rule["when"] for rule in rules if score in rule["when"] and not rule["before_below"]]
@@ -230,14 +239,25 @@ def quote(summary: Mapping[str, Any]) -> str:
     whole = f"{summary['judged']:,} pictures{' of a random sample' if sample else ''} that could be judged{unfinished}"
     model, policy = summary["run"]["model"]["name"], summary["run"]["policy"]["name"]
     minimal = _say(figures["minimal_attire"], summary["error_rates"].get("minimal-attire"))
-    minor = _say(figures["minor"], summary["error_rates"].get("apparent-minor"))
-    both = _say(figures["minor_in_minimal_attire"], corrects=False)
-    taken = "Adults whom the model takes for minors are counted with them, and can be most of them. "
-    caution = "" if figures["minor"]["corrected"] else taken
     return (
-        f"Of {whole}, {minimal} show people in minimal attire; of those, {both} show somebody who appears to be a minor; "
-        f"of all, {minor} show somebody who appears to be a minor. {caution}"
+        f"Of {whole}, {minimal} show people in minimal attire. {_say_minors(summary)}"
         f"({model}, policy {policy}; {summary['verdicts']['undecided']:,} more were undecided.)"
+    )
+
+
+def _say_minors(summary: Mapping[str, Any]) -> str:
+    """What is counted is a score, unless it is corrected: its threshold misses few minors, and so takes in many adults."""
+    figures, threshold = summary["figures"], summary["thresholds"]["minor"]
+    if threshold is None:
+        return "Apparent minors were not counted: the policy does not ask for them. "
+    minor = _say(figures["minor"], summary["error_rates"].get("apparent-minor"))
+    both = figures["minor_in_minimal_attire"]
+    of_those = f"of those {_say(both, corrects=False)}, " if both["of"] else ""
+    if figures["minor"]["corrected"]:
+        return f"Of all, {minor} show somebody who appears to be a minor. "
+    return (
+        f"The score of an apparent minor, {threshold:.2g}, is set so that few are missed: {of_those}of all {minor} reach it. "
+        "Adults whom the model takes for minors are counted with them, and can be most of them. "
     )
 
 

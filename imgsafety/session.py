@@ -93,7 +93,6 @@ class Session:
             _check_chances(outputs[PEOPLE_MAP], len(pixels))
         return read_out(self.spec, outputs)
 
-
     def _answer(self, names: list[str], pixels: Rgb) -> list[npt.NDArray[Any]]:
         answers: list[npt.NDArray[Any]]
         if isinstance(pixels, np.ndarray):

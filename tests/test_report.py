@@ -176,6 +176,28 @@ def test_the_command_writes_all_figures_as_json(run, tmp_path, capsys):
     assert "What a scan found" in (tmp_path / "a.html").read_text()
 
 
+def test_a_public_report_leads_to_no_file_and_says_nothing_of_the_machine(run, tmp_path, pictures):
+    page, figures = tmp_path / "a.html", tmp_path / "a.json"
+    assert main(["report", str(run), "--public", "--html", str(page), "--json", str(figures)]) == 0
+    with open_to_read(run) as store:
+        leads = {result.sha256 for result in store.results()} - {None} | {str(pictures), pictures.name, run.name, "minimal/", ".png"}
+    for text in (page.read_text(), figures.read_text()):
+        assert "23.5" in text or "25.0" in text
+        assert not [lead for lead in leads if lead in text] and "system" not in text.split("<style>")[-1].split("</style>")[-1]
+    assert main(["report", str(run), "--public", "--csv", str(tmp_path / "a.csv")]) == 2
+
+
+def test_a_policy_that_does_not_ask_for_minors_counts_none(tmp_path, toy_path, pictures):
+    attire_alone = parse_policy(POLICY.split("[[rules]]")[0] + """[[rules]]
+name = "minimal-attire"
+verdict = "review"
+when = { minimal_attire = 0.5 }
+""")
+    second = make_run(tmp_path / "second.sqlite", Scanner(toy_path, attire_alone), pictures)
+    with open_to_read(second) as store:
+        assert "the policy does not ask for them" in summarise(store, RATES)["quote"]
+
+
 def test_two_runs_are_compared(run, tmp_path, toy_path, pictures):
     slack = parse_policy(POLICY.replace("minimal_attire = 0.5 }", "minimal_attire = 1.0 }"))
     second = make_run(tmp_path / "second.sqlite", Scanner(toy_path, slack), pictures)

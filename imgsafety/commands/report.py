@@ -11,7 +11,7 @@ import click
 from imgsafety import sink
 from imgsafety.errors import SetupError
 from imgsafety.page import points, to_html
-from imgsafety.report import MOST_FLAGGED, VIEWS, compare, find_rates, list_flagged, summarise
+from imgsafety.report import MOST_FLAGGED, VIEWS, compare, find_rates, for_public, list_flagged, summarise
 from imgsafety.store import Store, open_to_read
 from imgsafety.terminal import NOTHING_FLAGGED, open_output, refuse_overwriting
 
@@ -33,6 +33,11 @@ FILE = click.Path(dir_okay=False)
 )
 @click.option("--error-rates", type=FILE, help="Correct by these counts of right and wrong answers instead of the shipped ones.")
 @click.option(
+    "--public",
+    is_flag=True,
+    help="Leave out of page and JSON what must not be published: the list of files with their checksums, names, folders, the system.",
+)
+@click.option(
     "--rows", type=click.IntRange(0), default=MOST_FLAGGED, show_default=True, help="Flagged files that the page lists, at most."
 )
 def report(
@@ -43,6 +48,7 @@ def report(
     parquet: str | None,
     duplicates: str,
     error_rates: str | None,
+    public: bool,
     rows: int,
 ) -> int:
     """Report what a scan into RUN found, or what changed from one RUN to a second.
@@ -53,6 +59,8 @@ def report(
         raise click.UsageError("a report is of one run, or compares two")
     if (csv or parquet) and len(runs) == 2:
         raise click.UsageError("--csv and --parquet write the files of one run")
+    if public and (csv or parquet):
+        raise click.UsageError("--csv and --parquet list every file, which --public leaves out")
     written = [html, json_, csv, parquet]
     for number, output in enumerate(written):
         refuse_overwriting(output, [*runs, error_rates, *written[:number]])
@@ -60,8 +68,10 @@ def report(
         stores = [stack.enter_context(open_to_read(run)) for run in runs]
         summaries = [summarise(store, find_rates(store, error_rates), duplicates) for store in stores]
         changes = compare(stores[0], stores[1], summaries) if len(stores) == 2 else None
+        if public:
+            summaries = [for_public(summary) for summary in summaries]
         if html:
-            flagged = [list_flagged(store, duplicates, rows) for store in stores]
+            flagged = [None if public else list_flagged(store, duplicates, rows) for store in stores]
             _write(html, to_html(summaries, flagged, changes))
         if json_:
             _write(json_, json.dumps({"runs": summaries, "changes": changes}, indent=2) + "\n")
