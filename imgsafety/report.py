@@ -105,7 +105,7 @@ def summarise(store: Store, rates: dict[str, ErrorCounts] | str, duplicates: str
 def for_public(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The same without what leads to single files or tells of the machine: the run's name, folders, patterns, the system."""
     run = summary["run"]
-    hidden = {"paths": [], "include": [], "exclude": []}
+    hidden: dict[str, list[str]] = {"paths": [], "include": [], "exclude": []}
     versions = [{name: version for name, version in one.items() if name != "system"} for one in run["versions"]]
     shown = {**run, "selection": {**run["selection"], **hidden}, "versions": versions}
     return {**summary, "run": shown, "name": f"scan of {(run['started'] or '')[:10]}", "root": "", "folders": []}

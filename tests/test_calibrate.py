@@ -41,22 +41,37 @@ def test_too_few_cases_are_refused_with_the_number_needed(cases):
         certified_threshold(np.ones(cases), 0.05, 0.95)
 
 
+def test_copies_of_a_picture_are_one_case(tmp_path, toy_path):
+    for label, colour in FOLDERS.items():
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(60):
+            Image.new("RGB", (16, 16), colour).save(tmp_path / "data" / label / f"{number}.png")
+    ran, _ = calibrate(tmp_path / "data", toy_path, "--target-miss", "0.05")
+    assert ran.exit_code == 1 and "1 labelled cases" in ran.output and "at least 59 are needed" in ran.output
+
+
 def test_equal_scores_are_never_missed():
     scores = np.full(200, 0.7)
     assert (scores < certified_threshold(scores, 0.1, 0.95)).sum() == 0
 
 
 @pytest.fixture
-def labelled(tmp_path, draw):
-    """A folder per label, forty pictures in each, no two with the same score."""
-    random = np.random.default_rng(0)
+def labelled(tmp_path):
+    """A folder per label, forty pictures in each, no two with the same score or alike."""
+    random = np.random.default_rng(5)
     for label, colour in FOLDERS.items():
         (tmp_path / "data" / label).mkdir(parents=True)
         for number in range(40):
-            image = draw("nobody", (16, 16))
-            image.paste(tuple(int(level * random.uniform(0.55, 1)) for level in colour), (0, 0, 16, 16))
-            image.save(tmp_path / "data" / label / f"{number}.png")
+            shade = tuple(int(level * random.uniform(0.55, 1)) for level in colour)
+            draw_squares(shade, random).save(tmp_path / "data" / label / f"{number}.png")
     return tmp_path / "data"
+
+
+def draw_squares(colour, random):
+    """Nine of sixteen squares in a colour, the last four among them: as much as a place of the toy model's first look sees."""
+    squares = np.ones((4, 4, 1))
+    squares.flat[[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13]] = random.permutation([1] * 5 + [0] * 7)
+    return Image.fromarray((np.kron(squares, np.ones((8, 8, 1))) * colour).astype(np.uint8))
 
 
 def calibrate(data, model, *options):
@@ -95,8 +110,12 @@ def test_zooms_and_turns_have_thresholds_that_few_other_pictures_reach(labelled,
 
 
 def test_a_threshold_is_for_what_both_looks_say_together(labelled, toy_path):
-    def write_small(path, side):
-        image = Image.new("RGB", (320, 320), "black")
+    random = np.random.default_rng(0)
+
+    def write_small(path, side):  # on a ground of its own, but for the place of what is small
+        blue = np.zeros((4, 4, 3))
+        blue[..., 2].flat[1:] = random.uniform(0, 90, 15)
+        image = Image.fromarray(np.kron(blue, np.ones((80, 80, 1))).astype(np.uint8))
         image.paste((255, 0, 0), (0, 0, side, side))
         image.save(path)
 
@@ -114,7 +133,7 @@ def test_a_threshold_is_for_what_both_looks_say_together(labelled, toy_path):
 
 def test_a_first_look_settles_less_than_its_promise_allows_where_second_looks_are_few(labelled, toy_path):
     for number in range(20):  # clothed, somewhat like minimal
-        Image.new("RGB", (16, 16), (155 + 2 * number, 90, 0)).save(labelled / "clothed" / f"{number}.png")
+        Image.new("RGB", (16, 16), (155 + 2 * number, 90, 0)).save(labelled / "clothed" / f"more {number}.png")
     _, output = calibrate(labelled, toy_path, "--target-miss", "0.1")
     promises = [one for one in tomllib.loads(output.read_text())["calibration"]["promise"] if one["condition"] == "cascade"]
     assert {one["score"]: one["threshold"] for one in promises} == load_policy(output).cascade

@@ -9,14 +9,16 @@ Candidates are tested from the safest upwards, each by the exact binomial bound,
 threshold is then lowered as far as the recipe's share of false alarms allows: of all pictures, or the mean over origins (the
 manifest's `source`), whichever is smaller, because what will be judged is of none of them, and neither the largest nor the
 oddest is to decide alone. A rule about edits names a share (`edits`) of clothed pictures that may set it off after an edit that
-undresses nobody; its threshold is lowered no further than that. The promise holds for pictures drawn like the labelled ones, and
-for no others. Needs no torch.
+undresses nobody; its threshold is lowered no further than that. Pictures that look alike or share a `group` are one case, the one
+that is missed first: the bound counts independent draws. The promise holds for pictures drawn like the labelled ones, and for no
+others. Needs no torch.
 """
 
 import datetime
 import hashlib
 import json
 import math
+import os
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +39,7 @@ from training.manifest import ADULT, ATTIRE_VALUES, ManifestError, Row, check_so
 from training.measure import Values, rate
 from training.predict import first_looks, open_scanner, read_image
 from training.settings import load_settings
-from training.split import read_fold
+from training.split import groups_of, read_fold
 from training.transforms import EDITS
 
 HERE = Path(__file__).parent
@@ -47,6 +49,7 @@ ROUNDING = 1e-9  # of a sum of shares: 5 of 100 are no more than 0.05
 CONDITIONS = ("when", "before_below")  # of a rule, each with a share of misses per score
 # Condition, score, share of misses, share of false alarms, share of harmless edits.
 Promise = tuple[str, str, float, float, float]
+Groups = npt.NDArray[np.int64]  # (rows,), the same number for all rows of a group
 
 
 class TooFewRowsError(click.ClickException):
@@ -57,6 +60,7 @@ class TooFewRowsError(click.ClickException):
 class Threshold:
     """The chosen value, the promise it keeps, and what it rests on.
 
+    cases: groups of pictures that look alike or belong together; missed: those of which one picture at least is.
     miss_bound: what the counts prove about the miss rate at this value (Clopper and Pearson); at or below the promise.
     """
 
@@ -64,6 +68,7 @@ class Threshold:
     target_miss: float
     missed: int
     cases: int
+    pictures: int
     miss_bound: float
     flagged_others: str
 
@@ -154,6 +159,7 @@ def calibrate(
     rows = [row for row, _ in readable]
     asked = {score for rule in recipe["rules"] for key in CONDITIONS for score in rule.get(key, {})}
     scores = {name: _highest([one for _, one in readable], LOOKS[0], name) for name in asked}
+    groups = np.array(groups_of(rows, data))
     found: dict[Promise, Threshold] = {}
     rules = []
     for rule in recipe["rules"]:
@@ -165,13 +171,13 @@ def calibrate(
                 promise = (key, score, target_miss or miss, recipe["false_alarms"], edits)
                 if promise not in found:
                     least = _edits_threshold(scanner, rows, data, score, edits) if key == "when" else -math.inf
-                    found[promise] = _threshold(rows, scores[score], promise, confidence, least=least)
+                    found[promise] = _threshold(rows, scores[score], groups, promise, confidence, least=least)
                 chosen[score] = found[promise].value
             if chosen:
                 lines.append(f"{key} = {{ " + ", ".join(f"{score} = {value}" for score, value in chosen.items()) + " }")
         rules.append("[[rules]]\n" + "\n".join(lines))
     if scanner.session.spec.first_size and "cascade" in recipe:
-        rules.append(_cascade(scanner, rows, data, recipe, target_miss, confidence, found))
+        rules.append(_cascade(scanner, rows, groups, data, recipe, target_miss, confidence, found))
     if "zoom" in recipe or "thorough" in recipe:
         rules += _other_looks(open_scanner(scanner.session.path, thorough=True), rows, data, recipe)
     header = _header(scanner, data, name, recipe["about"], confidence, left_out)
@@ -194,6 +200,7 @@ def _highest(scored: Sequence[Scored], look: str, score: str) -> Values:
 def _cascade(
     scanner: Scanner,
     rows: Sequence[Row],
+    groups: Groups,
     data: Path,
     recipe: dict[str, Any],
     target_miss: float | None,
@@ -202,12 +209,12 @@ def _cascade(
 ) -> str:
     """The `[cascade]` table, with thresholds no higher than the lowest of the rules in `found`; its own are added there."""
     first = first_looks(scanner, rows, data)
-    lines = ["# All below these in a first look at a quarter of the pixels: nobody looks again.", "[cascade]"]
+    lines = ["# All below these in a first look at a fifth of the pixels: nobody looks again.", "[cascade]"]
     for score, miss in recipe["cascade"].items():
         most = min(threshold.value for (key, name, *_), threshold in found.items() if (key, name) == ("when", score))
         promise = ("cascade", score, target_miss or miss, recipe.get("second_looks", 0.0), 1.0)
         values = np.array([one.named[score] for one in first])
-        found[promise] = _threshold(rows, values, promise, confidence, most=most)
+        found[promise] = _threshold(rows, values, groups, promise, confidence, most=most)
         lines.append(f"{score} = {found[promise].value}")
     return "\n".join(lines)
 
@@ -258,6 +265,7 @@ def cases_of(rows: Sequence[Row], key: str, score: str) -> tuple[npt.NDArray[np.
 def _threshold(
     rows: Sequence[Row],
     scores: Values,
+    groups: Groups,
     promise: Promise,
     confidence: float,
     least: float = -math.inf,
@@ -267,7 +275,8 @@ def _threshold(
     cases, others = cases_of(rows, key, score)
     # `before_below` is a promise about high scores of clothed pictures: the same question, mirrored.
     sign = -1 if key == "before_below" else 1
-    promised = certified_threshold(sign * scores[cases], miss, confidence, f"{key} {score}")
+    alone = lowest_of_groups(sign * scores[cases], groups[cases])
+    promised = certified_threshold(alone, miss, confidence, f"{key} {score}")
     # Where the promise leaves room, the room goes to finding more, as far as false alarms allow. Not for `before_below`: there
     # it would find nothing more, and a picture that was exposed before would count as undressed when its score moves a little.
     # A first look may not settle at what a rule fires (`most`).
@@ -278,10 +287,15 @@ def _threshold(
     if key != "before_below" and affordable < lowest:
         lowest = min(lowest, _rounded(max(affordable, 0.0), math.ceil))
     value = min(max(sign * lowest, 0.0), most)
-    missed = int((sign * scores[cases] < sign * value).sum())
-    bound = float(stats.beta.ppf(confidence, missed + 1, max(int(cases.sum()) - missed, 1)))
+    missed = int((alone < sign * value).sum())
+    bound = float(stats.beta.ppf(confidence, missed + 1, max(len(alone) - missed, 1)))
     flagged = rate(sign * scores[others] >= sign * value)
-    return Threshold(value, miss, missed, int(cases.sum()), round(bound, DECIMALS), str(flagged))
+    return Threshold(value, miss, missed, len(alone), int(cases.sum()), round(bound, DECIMALS), str(flagged))
+
+
+def lowest_of_groups(scores: Values, groups: Groups) -> Values:
+    """The lowest score of each group, `(groups,)`: one case each, however many pictures show it."""
+    return np.array([scores[groups == one].min() for one in np.unique(groups)])
 
 
 def _rounded(value: float, to_whole: Callable[[float], int]) -> float:
@@ -337,8 +351,10 @@ model_sha256 = "{session.sha256}"
 
 
 def _folder_sha256(data: Path) -> str:
-    names = "\n".join(str(path.relative_to(data)) for path in _files(data))
-    return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+    digest = hashlib.sha256()
+    for path in _files(data):
+        digest.update(os.fsencode(path.relative_to(data)) + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _record(promise: Promise, threshold: Threshold) -> str:
@@ -351,6 +367,7 @@ threshold = {threshold.value}
 target_miss = {miss}
 missed = {threshold.missed}
 cases = {threshold.cases}
+pictures = {threshold.pictures}
 miss_bound = {threshold.miss_bound}
 flagged_others = "{threshold.flagged_others}"
 '''

@@ -54,9 +54,11 @@ def auroc(positives: Values, negatives: Values) -> float:
 
 
 def auroc_text(positives: Values, negatives: Values) -> str:
-    """AUROC with a 95 % percentile bootstrap interval, positives and negatives resampled apart."""
+    """AUROC with a 95 % percentile bootstrap interval, positives and negatives resampled apart; none where no pair is misranked."""
     if len(positives) < 2 or len(negatives) < 2:
         return "none"
+    if positives.min() > negatives.max():  # whatever is drawn again would say 1, which proves no more than there are pictures
+        return f"1, no pair misranked ({len(positives)} against {len(negatives)})"
     random = np.random.default_rng(0)
     resampled = [
         auroc(random.choice(positives, len(positives)), random.choice(negatives, len(negatives))) for _ in range(RESAMPLES)

@@ -5,7 +5,7 @@ What a reader would get wrong: all thresholds are those of the policy that is pa
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, repeat
+from itertools import count, pairwise, repeat
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from training.transforms import EDITS, ROBUSTNESS, Change, collage_of, smaller
 
 SPEC = ModelSpec("measured", "", 224, HEADS)  # only its heads are asked: what their scores mean
 Mask = npt.NDArray[np.bool_]
+RANGES = (0.0, 0.05, 0.2, 0.5, 0.8, 1.0)  # of a score, in which what is expected is held against what is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,11 @@ class Measured:
         """The labelled age where it is exact, else NaN."""
         return np.array([row.age[0] if row.age and row.age[0] == row.age[1] else np.nan for row in self.rows])
 
+    @property
+    def minors(self) -> Mask:
+        """Which labels say that somebody appears to be under 18."""
+        return np.array([row.minor for row in self.rows], dtype=bool)
+
     def scored(self) -> list[Scored]:
         """What a scanner knows of each row, closer looks included if there were any."""
         parts = {LOOKS[0]: self.answers.heads, **self.answers.closer}
@@ -138,7 +144,7 @@ def attire_tables(all_rows: Measured, policy: Policy) -> Iterator[Table]:
         ("pictures", "missed", "falsely flagged", "by both looks together"),
         [
             (name, str(rate(~fired[hit])), str(rate(fired[~hit])), str(rate(part.minimal[~hit] >= limit)))
-            for name, part in _groups(all_rows)
+            for name, part in (("all whose attire is known", known), *_groups(all_rows))
             for hit, fired in [(part.column("attire") == "minimal", part.fired(policy, "minimal-attire"))]
         ],
     )
@@ -153,8 +159,7 @@ def _parts(measured: Measured, *columns: str) -> Iterator[tuple[str, Measured]]:
 
 
 def _groups(all_rows: Measured) -> Iterator[tuple[str, Measured]]:
-    """All rows, then by source, medium, framing, then the groups that people ask about."""
-    yield "all", all_rows
+    """By source, medium, framing, then the groups that people ask about; of faces the attire is unknown, but none is minimal."""
     yield from _parts(all_rows, "source", "medium", "framing")
     children = np.array([row.minor for row in all_rows.rows])
     scene = all_rows.column("framing") == "scene"
@@ -246,11 +251,10 @@ def age_tables(all_rows: Measured, policy: Policy) -> Iterator[Table]:
 
 def _age_in_scenes(all_rows: Measured, limit: float) -> Table:
     """Whole scenes and figures, clothed: ages by eye, without years."""
-    aged = np.array([row.age is not None and not row.exposed for row in all_rows.rows], dtype=bool)
-    people = all_rows.take(aged & np.isnan(all_rows.exact_age) & (all_rows.column("attire") != "no_person"))
+    people = _aged_by_eye(all_rows)
     rows = []
     for name, part in (("all", people), *_parts(people, "framing", "source")):
-        minor, score = np.array([row.minor for row in part.rows], dtype=bool), part.under(ADULT)
+        minor, score = part.minors, part.under(ADULT)
         figures = auroc_text(score[minor], score[~minor]), str(rate(score[minor] < limit)), str(rate(score[~minor] >= limit))
         rows.append((name, *figures))
     return Table(
@@ -260,6 +264,11 @@ def _age_in_scenes(all_rows: Measured, limit: float) -> Table:
         ("pictures", "AUROC", "minors missed", "adults falsely flagged"),
         rows,
     )
+
+
+def _aged_by_eye(all_rows: Measured) -> Measured:
+    aged = np.array([row.age is not None and not row.exposed for row in all_rows.rows], dtype=bool)
+    return all_rows.take(aged & np.isnan(all_rows.exact_age) & (all_rows.column("attire") != "no_person"))
 
 
 def _around_18(faces: Measured, teen: Mask, young: Mask, older: Mask, minor: Mask) -> list[tuple[str, Callable[[float], Mask]]]:
@@ -315,19 +324,29 @@ def calibration_table(all_rows: Measured) -> Table:
     """How far the scores are from the frequency of what they predict."""
     known = all_rows.take(all_rows.column("attire") != "")
     faces = all_rows.take(~np.isnan(all_rows.exact_age))
-    attire = known.column("attire")
+    attire, people = known.column("attire"), _aged_by_eye(all_rows)
     return Table(
         "Calibration",
-        "Expected calibration error over 15 bins of equal count. It holds for the mix of pictures of this fold.",
-        ("score", "error", "pictures"),
+        "Expected calibration error over 15 bins of equal count, and how many there are in ranges of a score beside how many it "
+        "expects. It holds for the mix of pictures of this fold.",
+        ("score", "error", *(f"{low:g} to {high:g}: there, expected" for low, high in pairwise(RANGES)), "pictures"),
         [
-            ("minimal_attire", f"{calibration_error(known.minimal, attire == 'minimal'):.3f}", str(len(attire))),
+            _calibration("minimal_attire", known.minimal, attire == "minimal"),
             *(
-                (name, f"{calibration_error(faces.under(years), faces.exact_age < years):.3f}", str(len(faces.rows)))
+                _calibration(f"{name}, faces", faces.under(years), faces.exact_age < years)
                 for name, years in (("minor", ADULT), ("under_25", 25.0))
             ),
+            _calibration("minor, clothed people in scenes, figures and portraits", people.under(ADULT), people.minors),
         ],
     )
+
+
+def _calibration(name: str, scores: Values, truth: Mask) -> tuple[str, ...]:
+    cells = []
+    for low, high in pairwise(RANGES):
+        chosen = (scores >= low) & ((scores < high) | (high == RANGES[-1]))
+        cells.append(f"{truth[chosen].sum()}, {scores[chosen].sum():.1f} of {chosen.sum()}")
+    return name, f"{calibration_error(scores, truth):.3f}", *cells, str(len(scores))
 
 
 def cascade_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path) -> Iterator[Table]:
@@ -475,10 +494,11 @@ def edit_table(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path)
 
 
 def some_rows(rows: Sequence[Row], chosen: Mask, random: np.random.Generator, most: int) -> list[Row]:
-    """At most `most` of the chosen rows, drawn by `random`, in their order."""
+    """At most `most` of the chosen rows, of each source its share (a systematic sample from a random start), in their order."""
     indices = np.flatnonzero(chosen)
     if len(indices) > most:
-        indices = np.sort(random.choice(indices, most, replace=False))
+        by_source = np.array(sorted(indices, key=lambda index: rows[int(index)].source))
+        indices = np.sort(by_source[((np.arange(most) + random.random()) * len(indices) / most).astype(int)])
     return [rows[int(index)] for index in indices]
 
 
