@@ -16,6 +16,7 @@ if typing.TYPE_CHECKING:
     from imgsafety.source import find_images
 
 __version__ = "1.0.0"
+_HOMES = ("errors", "result", "policy", "source", "scan")  # modules of the public names
 __all__ = [
     "FlaggedError",
     "ImageError",
@@ -36,7 +37,9 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first asked for: whoever only names the package need not wait for numpy and Pillow."""
-    for home in ("errors", "result", "policy", "source", "scan") if name in __all__ else ():
+    if name in _HOMES:
+        return importlib.import_module(f"imgsafety.{name}")
+    for home in _HOMES if name in __all__ else ():
         value = vars(importlib.import_module(f"imgsafety.{home}")).get(name)
         if value is not None:
             globals()[name] = value

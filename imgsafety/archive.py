@@ -58,16 +58,16 @@ def list_members(path: Path) -> Iterator[Member]:
             while hash(inner) in seen:
                 inner = f"{inner}#{number}"
             seen.add(hash(inner))
-            yield _refuse_nested(replace(member, name=os.path.join(path, inner)))
+            member = replace(member, name=os.path.join(path, inner))
+            yield refuse_nested(member) if is_archive(member.name) else member
     except Exception as problem:  # noqa: BLE001  # archives and their decompressors raise nearly every class on damaged bytes
         said = str(problem).partition("\n")[0].rstrip(":")  # tarfile lists what each decompressor says
         why = f"the archive breaks off: {said}" if seen else f"not an archive that can be read: {said}"
         yield Member(os.path.join(path, "...") if seen else os.fspath(path), path, _refusal(why), opaque=True)
 
 
-def _refuse_nested(member: Member) -> Member:
-    if not is_archive(member.name):
-        return member
+def refuse_nested(member: Member) -> Member:
+    """The member as one that cannot be read, because it is an archive itself."""
     return replace(member, read=_refusal("is an archive inside an archive; unpack the outer one"), opaque=True)
 
 
@@ -105,11 +105,17 @@ def _zip(path: Path) -> Iterator[Member]:
 
         return read
 
-    for info in archive.infolist():
+    entries = archive.infolist()
+    for info in entries:
         if not info.is_dir() or info.file_size:
             time = _nanoseconds(calendar.timegm, (*info.date_time, 0, 0, 0))
             read = _refusal("is encrypted with a password; unpack the archive") if info.flag_bits & ENCRYPTED else reader(info)
             yield Member(info.filename, path, read, info.file_size, time)
+    with path.open("rb") as file:
+        begins = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+    # The list stands at the end. Of two zips in one file, or of one that was cut off behind another, it names the last one's.
+    if begins and min((info.header_offset for info in entries), default=1) > 0:
+        raise zipfile.BadZipFile("its list leaves out what it begins with")
 
 
 def _tar(path: Path) -> Iterator[Member]:

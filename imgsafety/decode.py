@@ -39,6 +39,7 @@ MAX_SIDE = 65_535
 # pieces take a tenth less time; they are for pictures over which a pass is short.
 JPEG_BLOCK, LARGE_JPEG_BLOCK, SHORT_PASS = 4096, 16_384, 2_000_000
 FLOAT_SLACK = 1e-3
+GAMMAS = (0.2, 1.2)  # that a PNG may name; 0.45 is usual, 1 linear. Beyond, a browser shows what is all but black to us
 MAX_PIXELS = 80_000_000
 FRAMES = 8
 TIMEOUT = 30.0
@@ -181,6 +182,8 @@ def _to_uint8(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 def _views(image: Image.Image, limits: Limits, size: int = 0, file: _TimedFile | None = None) -> Iterator[View]:
     check_size(image.size, limits)
+    if isinstance(image, PngImageFile):
+        _refuse_other_looks(image)
     count = getattr(image, "n_frames", 1)
     if count == 1:
         yield from (View(rgb) for rgb in _flatten(_still(image, size, file)))
@@ -197,6 +200,16 @@ def _views(image: Image.Image, limits: Limits, size: int = 0, file: _TimedFile |
         if index in chosen:
             for rgb in _flatten(ImageOps.exif_transpose(image)):
                 yield View(rgb, index)
+
+
+def _refuse_other_looks(image: PngImageFile) -> None:
+    """Raise `ImageError` for a PNG that browsers show otherwise than Pillow reads it."""
+    if "transparency" in image.info and any("16B" in str(tile[3]) for tile in image.tile):
+        raise ImageError("a PNG of 16 bits with a transparent colour, which is not read as it is shown")
+    gamma = image.info.get("gamma")
+    managed = "srgb" in image.info or "icc_profile" in image.info
+    if gamma is not None and not managed and not GAMMAS[0] <= gamma <= GAMMAS[1]:
+        raise ImageError(f"a PNG with the gamma {gamma:g}, which is not read as it is shown")
 
 
 def _still(image: Image.Image, size: int, file: _TimedFile | None) -> Image.Image:
@@ -228,7 +241,7 @@ def _flatten(image: Image.Image) -> Iterator[Image.Image]:
     """Yield the RGB pictures that a viewer could see of one frame."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         yield _from_deep_grey(image)
-    elif image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info:
+    elif not image.has_transparency_data:
         yield image if image.mode == "RGB" else image.convert("RGB")
     else:
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")

@@ -164,6 +164,10 @@ def _ask(process: subprocess.Popen[bytes], data: bytes, task: dict[str, Any]) ->
     except Exception as problem:  # a worker that was taken over may answer anything
         process.kill()
         raise ImageError(_obituary(process, time.monotonic() - started, timeout, problem)) from problem
+    except BaseException:  # an interrupt: the answer that nobody read must not become the next picture's
+        process.kill()
+        process.wait()
+        raise
     finally:
         timer.cancel()
         if time.monotonic() - started >= timeout:  # the timer may be at it: never leave half a worker to the next picture
@@ -214,7 +218,8 @@ def work() -> None:
     warnings.simplefilter("ignore")  # as the command does
     memory = int(sys.argv[1])
     for limit, value in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
-        resource.setrlimit(limit, (value, value))
+        lowest = _within(value, resource.getrlimit(limit)[1])
+        resource.setrlimit(limit, (lowest, lowest))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a library that prints must not do it into the answers
     while line := sys.stdin.buffer.readline():
@@ -223,8 +228,14 @@ def work() -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         # Against going on alone when the parent is gone; decoders with threads may use several seconds in one.
         seconds = math.ceil(used.ru_utime + used.ru_stime + task["limits"]["timeout"] * (os.cpu_count() or 1)) + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (_within(seconds, hard), hard))
         _answer(answers, data, task)
+
+
+def _within(value: int, hard: int) -> int:
+    """A limit no higher than the one that was set for us, -1 for none: nobody may raise that."""
+    return value if hard == -1 else min(value, hard)
 
 
 def _answer(answers: Any, data: bytes, task: dict[str, Any]) -> None:

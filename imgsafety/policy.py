@@ -55,6 +55,15 @@ class Rule:
     when: Mapping[str, float]
     before_below: Mapping[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse what can never fire, or not be decided. Raises `PolicyError`."""
+        where = f"rule {self.name!r}"
+        if self.verdict not in OUTCOMES:
+            raise PolicyError(f"{where}: verdict {self.verdict!r} is not one of {', '.join(OUTCOMES)}")
+        _thresholds(dict(self.when), f"{where}: when")
+        if self.before_below:
+            _thresholds(dict(self.before_below), f"{where}: before_below")
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -119,7 +128,7 @@ def load_policy(policy: str | os.PathLike[str] = "default") -> Policy:
     path = shipped if os.fspath(policy) in shipped_policies() else Path(policy)
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
+    except (OSError, ValueError) as problem:  # ValueError: bytes that are not UTF-8, or a NUL in the name
         names = ", ".join(shipped_policies())
         raise PolicyError(f"policy {policy} is neither a readable TOML file nor one of: {names}") from problem
     return parse_policy(text, where=str(path))
@@ -157,16 +166,17 @@ def _parse_rule(entry: Any, where: str) -> Rule:
     if not isinstance(entry, dict):
         raise PolicyError(f"{where}: rules must be [[rules]] tables")
     name = _text(entry, "name", where)
-    where = f"{where}: rule {name!r}"
+    source, where = where, f"{where}: rule {name!r}"
     unknown = set(entry) - {"name", "verdict", "when", "before_below"}
     if unknown:
         raise PolicyError(f"{where}: unknown key {sorted(unknown)[0]!r}")
     verdict = _text(entry, "verdict", where)
-    if verdict not in OUTCOMES:
-        raise PolicyError(f"{where}: verdict {verdict!r} is not one of {', '.join(OUTCOMES)}")
     when = _thresholds(entry.get("when"), f"{where}: when")
     before = _thresholds(entry["before_below"], f"{where}: before_below") if "before_below" in entry else {}
-    return Rule(name, verdict, when, before)
+    try:
+        return Rule(name, verdict, when, before)
+    except PolicyError as problem:
+        raise PolicyError(f"{source}: {problem}") from None
 
 
 def _thresholds(value: Any, where: str) -> dict[str, float]:
@@ -176,7 +186,8 @@ def _thresholds(value: Any, where: str) -> dict[str, float]:
         number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
         if not (number and 0 <= threshold <= 1):  # NaN fails this too
             hint = "; put names with dots in quotes" if isinstance(threshold, dict) else ""
-            raise PolicyError(f"{where}: threshold of {name!r} is {threshold!r}, not a number from 0 to 1{hint}")
+            shown = f"{float(threshold):g}" if number and threshold < 2**1000 else repr(threshold) if not number else "huge"
+            raise PolicyError(f"{where}: threshold of {name!r} is {shown}, not a number from 0 to 1{hint}")
     return {name: float(threshold) for name, threshold in value.items()}
 
 

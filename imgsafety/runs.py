@@ -75,6 +75,7 @@ def _scan_missing(
                 yield item
 
     copies: list[tuple[Seen, Scored]] = []
+    store.release()  # what a scan that was given up claimed
     # Closed here and not some time later: its workers ask the store, which the caller closes next.
     with closing(scanner.score(missing(), store.claim)) as scored:
         while batch := list(islice(scored, scanner.batch_size)):
@@ -84,7 +85,7 @@ def _scan_missing(
             known, copies = _resolve(store, copies, fresh)
             store.write([*fresh, *known])
             yield from (entry.result for entry in (*fresh, *known))
-    if not stopped:
+    if not (stopped or listed or copies):
         store.set_facts({"finished": _now()})
 
 

@@ -114,8 +114,8 @@ class Scanner:
         timeout: float = TIMEOUT,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("workers", workers), ("frames", frames), ("max_pixels", max_pixels)):
-            if value is not None and value < 1:
-                raise SetupError(f"{name} is {value}; it must be 1 or more")
+            if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
+                raise SetupError(f"{name} is {value!r}; it must be 1 or more, a whole number")
         if not 0 <= max_wait < math.inf:
             raise SetupError(f"max_wait is {max_wait}; it must be 0 seconds or more")
         if not 0 < timeout < math.inf:
@@ -124,7 +124,7 @@ class Scanner:
         self.workers = workers or _cores()
         self.limits = Limits(max_pixels, frames, timeout)
         self.thorough, self.cascade = thorough, cascade
-        self.policy = policy if isinstance(policy, Policy) else load_policy(policy or "default")
+        self.policy = policy if isinstance(policy, Policy) else load_policy() if policy is None else load_policy(policy)
         # For one picture all cores work on one call; for many, each worker's calls stay on its core.
         self.session = Session(model, provider, threads=self.workers)
         check_fit(self.policy, self.session.spec.identity, score_names(self.session.spec), self.session.sha256)
@@ -142,7 +142,10 @@ class Scanner:
     def _batch_session(self) -> Session:
         if self.workers == 1 or self.session.provider != "cpu":  # a GPU needs no second copy: its calls take no cores
             return self.session
-        return Session(self.session.path, self.session.provider, threads=1)
+        session = Session(self.session.path, self.session.provider, threads=1)
+        if session.sha256 != self.session.sha256:
+            raise ModelError(f"{session.path} was replaced since this scanner was made; make a new one")
+        return session
 
     def check(self, item: Any, maps: bool = False) -> Result:
         """Judge one item: a path, bytes, file object, PIL image, array or tensor (see README).
@@ -164,6 +167,9 @@ class Scanner:
         """
         _require_many(items)
         items = list(items)
+        if before is not None:
+            _require_many(before)
+            before = list(before)
         if before is None:
             return [self._decide(scored) for scored in self._look(items, self.session)]
         if not len(before):
@@ -311,9 +317,7 @@ class Scanner:
         scores = tuple(scores for looks in seen for scores in looks)
         return Scored(one.path, one.sha256, frames, scores, error, one.skipped, self.looks)
 
-    def _run(
-        self, pixels: Sequence[Rgb], session: Session, maps: bool | Collection[str] = False
-    ) -> list[Scores]:
+    def _run(self, pixels: Sequence[Rgb], session: Session, maps: bool | Collection[str] = False) -> list[Scores]:
         return [scores for batch in _batches(pixels, self.batch_size) for scores in session.run(batch, maps)]
 
     def _run_looks(self, frames: Sequence[Pixels], session: Session, maps: bool) -> list[tuple[Scores, ...]]:
@@ -424,8 +428,14 @@ def _gravity(verdict: Verdict, scores: Scores, look: str) -> tuple[int, int, boo
 
 
 def _require_many(items: Iterable[Any]) -> None:
-    if isinstance(items, str | bytes | os.PathLike):
+    """Refuse one item: its rows or lines would be judged as pictures."""
+    if isinstance(items, str | bytes | bytearray | memoryview | os.PathLike | Image.Image) or hasattr(items, "read"):
         raise SetupError(f"{type(items).__name__} is one item, not many; of a folder's name `find_images` makes many")
+    dimensions = getattr(items, "ndim", 4)
+    if dimensions != 4 and str(getattr(items, "dtype", "")) != "object":  # an array of objects may hold anything, as a list does
+        raise SetupError(
+            f"{type(items).__name__} of {dimensions} dimensions is no batch of pictures: that has 4; put one picture into a list"
+        )
 
 
 def _batches(pixels: Sequence[Rgb], size: int) -> Iterator[Rgb]:

@@ -69,7 +69,8 @@ class Session:
 
         pixels: an array; or a tensor of torch, which stays on its GPU if the model runs on that one too.
         maps: also fill `Scores.maps`, of all heads or of those named, and `Scores.people` if the model tells; raises `ModelError`
-        when it was exported without maps. Raises `ModelError` when its answer is not a finite distribution, or a chance no chance.
+        when it was exported without maps. Raises `ModelError` when its answer is not a finite distribution, or its map of people
+        leaves [0, 1].
         """
         size, first_size = self.spec.size, self.spec.first_size
         sides = (size, first_size) if first_size else (size,)
@@ -116,15 +117,15 @@ class Session:
 def _read_model(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as problem:
-        raise ModelError(f"model file {path} cannot be read: {problem.strerror}") from problem
+    except (OSError, ValueError) as problem:  # ValueError: a NUL byte in the name
+        raise ModelError(f"model file {path} cannot be read: {getattr(problem, 'strerror', None) or problem}") from problem
 
 
 def _check_sha256(path: Path, actual: str) -> None:
     sidecar = path.with_name(path.name + ".sha256")
     if not sidecar.is_file():
         return
-    promised = sidecar.read_text().split()
+    promised = sidecar.read_text(errors="replace").split()
     if not promised or promised[0] != actual:
         raise ModelError(f"{path}: SHA-256 is {actual}, {sidecar.name} promises another; the file was altered")
 

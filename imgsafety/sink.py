@@ -84,8 +84,8 @@ def _cell(value: object) -> object:
 
 def _csv_line(cells: list[object]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue()
+    csv.writer(line).writerow(cells)  # it quotes a carriage return in a name only where that is part of its line ends
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def write_parquet(

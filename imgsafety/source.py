@@ -5,6 +5,7 @@ undecoded. What a reader would get wrong: a folder is not searched by file name 
 another ending whose first bytes are those of a picture is looked at too, else renaming would hide it.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from imgsafety.archive import ZIP_MAGIC, Member, is_archive, list_members
+from imgsafety.archive import ZIP_MAGIC, Member, is_archive, list_members, refuse_nested
 from imgsafety.errors import ImageError
 from imgsafety.resample import TensorImage
 
@@ -95,15 +96,17 @@ def select(listing: Callable[[], Iterator[tuple[str, T]]], selection: Selection)
     """
 
     def kept() -> Iterator[tuple[str, T]]:
-        return ((place, item) for place, item in listing() if _keeps(selection, place.partition("/")[2]))
+        return ((place, item) for place, item in listing() if _keeps(selection, place.partition("/")[2], item))
 
     if selection.sample is not None:
         return _sample(kept, selection.sample, selection.seed)
     return islice((item for _, item in kept()), selection.max_files)
 
 
-def _keeps(selection: Selection, name: str) -> bool:
-    return (not selection.include or matches(name, selection.include)) and not matches(name, selection.exclude)
+def _keeps(selection: Selection, name: str, item: object) -> bool:
+    """Whether a name fits. What cannot be looked into is kept whatever is to be included: its pictures may be."""
+    included = not selection.include or matches(name, selection.include) or (isinstance(item, Member) and item.opaque)
+    return included and not matches(name, selection.exclude)
 
 
 def _sample(kept: Callable[[], Iterator[tuple[str, T]]], count: int, seed: int) -> Iterator[T]:
@@ -120,13 +123,15 @@ def list_places(roots: Sequence[Path], selection: Selection) -> Iterator[tuple[s
     """Yield every candidate and its place, see `select`; folders that the selection excludes are not entered."""
     visited: set[tuple[int, int]] = set()
     for number, root in enumerate(roots):
-        is_folder = root.is_dir()
+        is_folder = os.path.isdir(root)  # unlike Path.is_dir, it raises nothing
         prefix = os.path.join(root if is_folder else root.parent, "")
 
         def excluded(folder: Path, prefix: str = prefix) -> bool:
             return matches(os.fspath(folder).removeprefix(prefix), selection.exclude)
 
         for path in _walk(root, visited, excluded) if is_folder else (root,):
+            if is_archive(path.name) and excluded(path):
+                continue
             for item in _open(path, named=not is_folder):
                 place = (name_of(item) or "").removeprefix(prefix)
                 yield f"{number}/{place}", item
@@ -183,14 +188,23 @@ def _open(path: Path, named: bool) -> Iterator[Path | Member]:
     """Yield a file that may be a picture, or those inside an archive. named: by the caller, and so taken as it is."""
     if has_ending(path.name):
         yield path
-    elif path.is_file():  # reading a pipe or device would block
+    elif os.path.isfile(path):  # reading a pipe or device would block
         head = _read_head(path)
         if is_archive(path.name) or head.startswith(ZIP_MAGIC):
-            yield from filter(_may_hold_picture, list_members(path))
+            yield from _pictures_in(path)
         elif named or looks_like_image(head):
             yield path
-    elif named or is_archive(path.name) or path.is_dir():  # a folder that could not be listed
+    elif named or is_archive(path.name) or os.path.isdir(path) or _is_hidden(path):  # a folder that could not be listed
         yield path
+
+
+def _is_hidden(path: Path) -> bool:
+    """True for what is there and does not let itself be looked at: it may be a picture."""
+    try:
+        path.stat()
+    except OSError as problem:
+        return problem.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # links to nothing
+    return False
 
 
 def list_file(path: Path) -> Iterator[Path | Member]:
@@ -198,18 +212,31 @@ def list_file(path: Path) -> Iterator[Path | Member]:
     return _open(path, named=False)
 
 
-def _may_hold_picture(member: Member) -> bool:
-    if member.opaque or has_ending(member.name):
-        return True
-    try:
-        return looks_like_image(member.read(HEAD_BYTES))
-    except Exception:  # noqa: BLE001  # as for files: what cannot be read and is not named like a picture is not one
-        return False
+def _pictures_in(archive: Path) -> Iterator[Member]:
+    """Yield the members that may be pictures, or hold some."""
+    for member in list_members(archive):
+        if member.opaque or has_ending(member.name):
+            yield member
+            continue
+        try:
+            head = member.read(HEAD_BYTES)
+        except Exception:  # noqa: BLE001, S112  # as for files: what cannot be read and is not named like a picture is not one
+            continue
+        if head.startswith(ZIP_MAGIC):  # whatever its name: an office document, say
+            yield refuse_nested(member)
+        elif looks_like_image(head):
+            yield member
 
 
 def has_ending(name: str) -> bool:
     """True for a name that ends like a picture's."""
     return os.path.splitext(name)[1].lower() in ENDINGS
+
+
+def is_judged(path: str) -> bool:
+    """True for a file that is named, or begins, like a picture or an archive."""
+    head = _read_head(Path(path))
+    return has_ending(path) or is_archive(path) or head.startswith(ZIP_MAGIC) or looks_like_image(head)
 
 
 def _read_head(path: Path) -> bytes:

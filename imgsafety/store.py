@@ -10,6 +10,7 @@ import json
 import os
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -155,6 +156,11 @@ class Store:
             self._claims.add(sha256)
             return True
 
+    def release(self) -> None:
+        """Give up all claims: of a scan that ended, nobody scores any more what it claimed."""
+        with self._claiming:
+            self._claims.clear()
+
     def write(self, entries: Sequence[Entry]) -> None:
         """Store a batch in one transaction: all of it or, after a crash, nothing."""
         with self._transaction():
@@ -205,14 +211,16 @@ class Store:
 
     def changes(self, other: "Store") -> list[tuple[str, str, int]]:
         """Return verdict here, verdict there, and how many pictures that both runs hold have these two."""
-        self._connection.execute("ATTACH ? AS other", (f"{other.path.absolute().as_uri()}?mode=ro",))
-        try:
-            return self._connection.execute(
-                "SELECT mine.verdict, theirs.verdict, count(*) FROM main.pictures AS mine "
-                "JOIN other.pictures AS theirs USING (sha256) GROUP BY 1, 2 ORDER BY 1, 2"
-            ).fetchall()
-        finally:
-            self._connection.execute("DETACH other")
+        ordered = "SELECT sha256, verdict FROM pictures ORDER BY sha256"
+        counts: Counter[tuple[str, str]] = Counter()
+        theirs = other.query(ordered)
+        there = next(theirs, None)
+        for sha256, verdict in self.query(ordered):
+            while there and there[0] < sha256:
+                there = next(theirs, None)
+            if there and there[0] == sha256:
+                counts[verdict, there[1]] += 1
+        return sorted((before, after, count) for (before, after), count in counts.items())
 
     def pictures(self, after: int, count: int) -> list[tuple[int, str, str | None, Opinion]]:
         """Return id, SHA-256, error and opinion of up to `count` pictures whose id is above `after`."""
@@ -281,6 +289,7 @@ def open_to_read(path: str | os.PathLike[str]) -> Iterator[Store]:
     with _explained(path), closing(_connect(path, "ro&immutable=1" if unchanging else "ro")) as connection:
         if not _is_run(connection, path):
             raise SetupError(f"run {path} is empty: nothing was scanned into it")
+        connection.execute("BEGIN")  # whatever a scan writes meanwhile, all that is read is of one moment
         with closing(Store(path, connection)) as store:
             yield store
 

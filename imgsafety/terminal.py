@@ -131,8 +131,8 @@ def refuse_overwriting(output: str | None, others: Iterable[str | None]) -> None
     if output is None:
         return
     same = any(other is not None and os.path.realpath(other) == os.path.realpath(output) for other in others)
-    if same or (os.path.isfile(output) and source.has_ending(output)):
-        raise click.UsageError(f"{output} is read or kept by this command, or a picture: name another file to write to")
+    if same or (os.path.isfile(output) and source.is_judged(output)):
+        raise click.UsageError(f"{output} is read or kept by this command, a picture or an archive: name another file to write to")
 
 
 @contextmanager

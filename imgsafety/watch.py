@@ -30,7 +30,7 @@ def watch(
     extra `watch`. What appears while others are judged is not missed. Linked folders are not entered.
     """
     folder = Path(os.path.abspath(folder))  # as the paths of events are: the same file must not have two names
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise SetupError(f"{folder} is not a folder that can be watched")
     judged = {} if existing else {path: stamp_of(path).mark for path in _files(folder)}
     resting: dict[Path, tuple[str, float, float]] = {}  # mark, since when, first seen
@@ -50,14 +50,15 @@ def _changes(folder: Path, stop: Callable[[], bool]) -> Iterator[Iterable[Path]]
     for batch in events:
         if stop():
             return
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise SetupError(f"{folder} is gone")
         if time.monotonic() >= next_listing:
             began = time.monotonic()
-            yield _files(folder)
+            files = list(_files(folder))
             next_listing = time.monotonic() + max(LOOK_AGAIN, 20 * (time.monotonic() - began))
+            yield files
         named = {Path(name) for _, name in batch}
-        yield [file for path in named for file in (_files(path) if path.is_dir() else (path,))]
+        yield [file for path in named for file in (_files(path) if os.path.isdir(path) else (path,))]
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -72,7 +73,9 @@ def _rested(paths: Iterable[Path], resting: dict[Path, tuple[str, float, float]]
     for path in sorted(paths):
         mark = stamp_of(path).mark
         before, since, first = resting.pop(path, ("", now, now))
-        if not mark or judged.get(path) == mark:  # gone, as temporary names are, or nothing new
+        if not mark:  # gone, as temporary names are; another file may come by its name
+            judged.pop(path, None)
+        if not mark or judged.get(path) == mark:
             continue
         if (mark == before and now - since >= REST) or now - first >= GIVE_UP:
             judged[path] = mark

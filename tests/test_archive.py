@@ -258,3 +258,30 @@ def test_a_date_that_there_is_not_costs_no_picture(tmp_path, files):
 
 def test_an_entry_named_like_a_folder_that_holds_bytes_is_a_file(tmp_path, draw):
     assert len(list(find_images([write_zip(tmp_path / "all.zip", [("a.png/", picture(draw))])]))) == 1
+
+
+def test_two_zips_in_one_file_say_that_one_was_not_seen(scanner, tmp_path, draw):
+    first = write_zip(tmp_path / "a.zip", [("minimal.png", picture(draw, "minimal"))])
+    second = write_zip(tmp_path / "b.zip", [("clothed.png", picture(draw))])
+    (tmp_path / "both.zip").write_bytes(first.read_bytes() + second.read_bytes())
+    verdicts = [result.verdict for result in scanner.scan(find_images([tmp_path / "both.zip"]))]
+    assert sorted(verdicts) == ["allow", "undecided"]
+
+
+def test_an_archive_in_an_archive_is_known_by_its_first_bytes_too(scanner, tmp_path, files):
+    inner = write_zip(tmp_path / "slides.pptx", files).read_bytes()
+    outer = write_zip(tmp_path / "a.zip", [("slides.pptx", inner)]), write_tar(tmp_path / "a.tgz", [("slides", inner)], "w:gz")
+    for path in outer:
+        (result,) = scanner.scan(find_images([path]))
+        assert result.verdict == "undecided" and "inside an archive" in result.error
+
+
+def test_what_cannot_be_looked_into_is_listed_whatever_is_to_be_included(tmp_path):
+    (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04")
+    assert len(list(find_images([tmp_path], Selection(include=("*.jpg",))))) == 1
+    assert not list(find_images([tmp_path], Selection(exclude=("broken.zip",))))
+
+
+def test_an_archive_that_is_excluded_is_not_opened(tmp_path, files):
+    write_zip(tmp_path / "a.zip", files)
+    assert not list(find_images([tmp_path], Selection(exclude=("*.zip",))))

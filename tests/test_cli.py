@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -317,3 +318,12 @@ def test_a_name_cannot_steer_the_terminal_by_csv(folder, toy_path, toy_policy_pa
     shown = os.read(terminal, 1 << 16)
     os.close(terminal)
     assert b"\x1b" not in shown and rb"a\x1b[31m.png" in shown
+
+
+def test_an_archive_is_not_written_over(folder, tmp_path, toy_path, toy_policy_path):
+    slides = tmp_path / "slides.pptx"
+    with zipfile.ZipFile(slides, "w") as archive:
+        archive.writestr("a.txt", "text")
+    before = slides.read_bytes()
+    words = ["scan", str(folder), "--model", str(toy_path), "--policy", str(toy_policy_path), "--output", str(slides)]
+    assert main(words) == 2 and slides.read_bytes() == before

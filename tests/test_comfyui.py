@@ -110,3 +110,10 @@ def test_no_picture_is_no_verdict(check):
 def test_a_damaged_model_stops_the_workflow(check, tmp_path):
     with pytest.raises(SetupError, match="self-test failed"):
         check(batch("clothed"), model=str(write_toy_model(tmp_path / "nan.onnx", factor=float("nan"))))
+
+
+def test_one_picture_without_a_batch_stops_the_workflow(check):
+    with pytest.raises(SetupError, match="dimensions"):
+        check(batch("minimal")[0])
+    with pytest.raises(SetupError, match="dimensions"):
+        check(batch("minimal"), before=batch("clothed")[0])

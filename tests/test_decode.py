@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from imgsafety import ImageError
 from imgsafety.decode import Limits, decode, from_array, from_pil
@@ -248,3 +249,23 @@ def test_what_a_mask_hides_is_looked_at():
 def test_a_jpeg_of_endless_passes_is_noticed_whatever_its_size(side):
     with pytest.raises(ImageError, match=r"longer than 0\.5 seconds"):
         decode(slow_jpeg(side), Limits(timeout=0.5), SIDE)
+
+
+def test_a_palette_with_transparency_is_seen_on_white_and_on_black():
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 4, 8))
+    palette = image.quantize()
+    assert palette.mode == "P" and len(from_pil(palette, Limits())) == 2
+
+
+@pytest.mark.parametrize("extra", [{"gamma": 20.0}, {"transparency": True}])
+def test_a_png_that_browsers_show_otherwise_is_refused(extra):
+    file = io.BytesIO()
+    if "gamma" in extra:
+        about = PngInfo()
+        about.add(b"gAMA", (2_000_000).to_bytes(4, "big"))
+        Image.new("RGB", (8, 8), (1, 1, 1)).save(file, "PNG", pnginfo=about)
+    else:
+        Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(file, "PNG", transparency=30_000)
+    with pytest.raises(ImageError, match="not read as it is shown"):
+        decode(file.getvalue(), Limits(), 0)

@@ -5,6 +5,7 @@ paints plain pictures that the toy model reads as `minimal`, `clothed` or `nobod
 """
 
 import inspect
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -444,3 +445,12 @@ def test_a_misspelt_name_of_a_picture_that_comes_in_is_an_error(toy_path, toy_po
 
     with pytest.raises(SetupError, match="'imgae'"):
         guard(Plain(), Scanner(toy_path, toy_policy), before=("imgae",))
+
+
+def test_transparent_layers_are_judged_as_they_are_seen(scanner):
+    class Layered:
+        def __call__(self, alpha):
+            return SimpleNamespace(images=[[Image.new("RGBA", (16, 16), (255, 0, 0, alpha))] * 2])
+
+    pipeline = guard(Layered(), scanner)
+    assert [pipeline(alpha).safety_results[0].verdict for alpha in (0, 255)] == ["allow", "review"]

@@ -54,3 +54,8 @@ def test_all_that_is_public_is_there_at_once():
 def test_a_name_that_is_not_public_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'imgsafety' has no attribute 'numpy'"):
         imgsafety.numpy  # noqa: B018
+
+
+def test_modules_of_public_names_are_attributes_from_the_start():
+    code = "import imgsafety; assert imgsafety.errors.ImgSafetyError and imgsafety.policy.Policy"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -182,3 +183,28 @@ def test_a_worker_that_answers_nonsense_is_replaced(isolated, monkeypatch, answe
     monkeypatch.undo()
     assert workers.prepare(encoded(picture(), "PNG"), Limits(), SIZE, thorough=False)
     workers.close()
+
+
+def test_an_interrupt_leaves_no_answer_for_the_next_picture(isolated, slow):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            isolated.check(slow)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    for _ in range(2):
+        assert isolated.check(encoded(picture((8, 8), RED), "PNG")).verdict == "review"
+        assert isolated.check(b"not a picture").verdict == "undecided"
+
+
+def test_workers_keep_within_lower_limits_of_the_system(toy_path):
+    code = (
+        "import resource; from imgsafety.isolate import Workers; from imgsafety.decode import Limits\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (600, 600)); resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))\n"
+        "Workers(1).close()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

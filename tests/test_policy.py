@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgsafety import Policy, PolicyError, Reason, Scores, load_policy
-from imgsafety.policy import check_fit, decide, parse_policy, shipped_policies
+from imgsafety.policy import Rule, check_fit, decide, parse_policy, shipped_policies
 from imgsafety.result import SEVERITY
 from imgsafety.session import score_names
 from tests.toy import POLICY, SPEC
@@ -201,3 +201,16 @@ def test_a_look_asks_for_more_and_never_for_less():
     assert policy.for_look("whole") is policy.for_look("negative") is policy
     with pytest.raises(PolicyError, match="exposed"):
         check_fit(policy, "toy 1", frozenset({"minor", "minimal_attire"}))
+
+
+@pytest.mark.parametrize(("verdict", "threshold"), [("blok", 0.5), ("block", float("nan")), ("block", 2.0)])
+def test_a_rule_that_is_made_in_a_program_is_checked_as_well(verdict, threshold):
+    with pytest.raises(PolicyError):
+        Rule("mine", verdict, {"minimal_attire": threshold})
+
+
+def test_a_number_of_thousands_of_digits_is_a_policy_error():
+    with pytest.raises(PolicyError, match="not a number from 0 to 1"):
+        parse_policy(POLICY.replace("minor = 0.3", "minor = 0x" + "f" * 5000))
+    with pytest.raises(PolicyError):
+        load_policy("a\0b")

@@ -235,3 +235,12 @@ def test_a_file_with_a_date_that_sqlite_cannot_count_is_scanned(scanner, tmp_pat
     with open_to_write(tmp_path / "run.sqlite") as store:
         assert [result.verdict for result in scan_run(scanner, store, [folder])] == ["allow"]
         assert list(scan_run(scanner, store, [folder])) == []
+
+
+def test_a_scan_after_one_that_was_given_up_loses_nothing(scanner, many, run):
+    with open_to_write(run) as store:
+        given_up = scan_run(scanner, store, [many])
+        next(given_up)
+        given_up.close()
+        list(scan_run(scanner, store, [many]))
+    assert len(stored(run)) == len([path for path in many.rglob("*") if path.is_file()]) and fact(run, "finished")

@@ -290,3 +290,26 @@ def test_one_item_is_not_taken_for_many(scanner, one):
         list(scanner.scan(one))
     with pytest.raises(SetupError, match="is one item, not many"):
         scanner.check_many(one)
+
+
+@pytest.mark.parametrize("call", ["check_many", "scan", "score"])
+@pytest.mark.parametrize("make", [np.asarray, lambda image: image, lambda _: bytearray(b"x"), lambda _: io.BytesIO(b"x")])
+def test_one_picture_where_many_are_wanted_is_an_error(scanner, draw, call, make):
+    with pytest.raises(SetupError, match=r"one item, not many|no batch of pictures"):
+        list(getattr(scanner, call)(make(draw("minimal"))))
+    with pytest.raises(SetupError, match="no batch of pictures"):
+        scanner.check_many([draw("clothed")], before=np.asarray(draw("clothed")))
+
+
+def test_a_model_that_was_replaced_under_a_scanner_is_not_taken_for_it(tmp_path, toy_policy, draw):
+    path = write_toy_model(tmp_path / "toy.onnx")
+    scanner = Scanner(path, toy_policy, workers=2)
+    write_toy_model(path, factor=0.5)
+    with pytest.raises(ModelError, match="was replaced"):
+        list(scanner.scan([draw("minimal")]))
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": "4"}, {"batch_size": 1.5}, {"max_pixels": float("nan")}, {"workers": 0}])
+def test_a_number_that_is_none_is_an_error(toy_path, toy_policy, settings):
+    with pytest.raises(SetupError, match="whole number"):
+        Scanner(toy_path, toy_policy, **settings)

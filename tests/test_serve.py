@@ -391,3 +391,11 @@ def test_names_in_any_charset_are_no_server_error(client, file_of, charset):
     body = head + file_of("clothed") + b"\r\n--XX--\r\n"
     answer = client.post("/check", content=body, headers={"content-type": f"multipart/form-data; boundary=XX; charset={charset}"})
     assert answer.status_code in (200, 400)
+
+
+def test_a_batch_that_breaks_off_is_refused(client, file_of):
+    parts = [b'--x\r\nContent-Disposition: form-data; name="f"; filename="a.png"\r\n\r\n' + file_of("clothed") + b"\r\n"] * 3
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    whole = client.post("/check-batch", content=b"".join(parts) + b"--x--\r\n", headers=headers)
+    cut = client.post("/check-batch", content=b"".join(parts), headers=headers)
+    assert whole.status_code == 200 and len(whole.json()["results"]) == 3 and cut.status_code == 400

@@ -64,3 +64,8 @@ def test_a_description_says_everything_that_is_known():
     text = "\n".join(sink.describe(BLOCKED))
     assert all(part in text for part in ("block", "minor-exposed", "frame", "0.820", "0.910", "0.990", "00ff"))
     assert "cannot be read: gone" in "\n".join(sink.describe(UNDECIDED))
+
+
+def test_a_carriage_return_in_a_name_stays_in_its_cell():
+    rows = list(csv.reader(io.StringIO(sink.to_csv(Result("a\rb.png", "allow")), newline="")))
+    assert len(rows) == 1 and rows[0][0] == "a\rb.png"

@@ -179,3 +179,13 @@ def test_a_file_that_gives_a_little_at_a_time_is_read_to_its_end():
             return super().read(min(size, 7))
 
     assert load(Slow(b"picture" * 9)).content == b"picture" * 9
+
+
+def test_a_name_that_the_system_refuses_is_found_and_ends_nothing(scanner, tmp_path, draw):
+    draw("clothed").save(tmp_path / "good.png")
+    (tmp_path / "link").symlink_to("b" * 300)
+    assert {result.path: result.verdict for result in scanner.scan(find_images([tmp_path]))} == {
+        str(tmp_path / "good.png"): "allow",
+        str(tmp_path / "link"): "undecided",
+    }
+    assert [result.verdict for result in scanner.scan(find_images(["a" * 5000]))] == ["undecided"]

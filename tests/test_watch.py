@@ -127,3 +127,18 @@ def test_the_command_writes_a_line_for_what_is_new_alone(toy_path, toy_policy_pa
         writer.join()
         process.send_signal(signal.SIGTERM)
     assert (line["path"], line["verdict"]) == (str(folder / "new.png"), "review") and process.wait() == 1
+
+
+def test_another_file_by_the_name_of_one_that_is_gone_is_judged(scanner, tmp_path, draw):
+    path, waiting = tmp_path / "a.bmp", tmp_path / "waiting"
+    with watching(scanner, tmp_path) as following:
+        for kind, verdict in (("nobody", "allow"), ("minimal", "review")):
+            waiting.write_bytes(encoded(draw, kind))
+            os.utime(waiting, (1_700_000_000, 1_700_000_000))
+            time.sleep(0.5)
+            following() if waiting.exists() else None
+            waiting.rename(path)
+            result = following()
+            assert (result.path, result.verdict) == (str(path), verdict)
+            path.unlink()
+            time.sleep(0.5)

@@ -35,7 +35,7 @@ FILE = click.Path(dir_okay=False)
 @click.option(
     "--public",
     is_flag=True,
-    help="Leave out of page and JSON what must not be published: the list of files with their checksums, names, folders, the system.",
+    help="Leave out of page and JSON what leads to single files or tells of the machine: the list, names, folders, the system.",
 )
 @click.option(
     "--rows", type=click.IntRange(0), default=MOST_FLAGGED, show_default=True, help="Flagged files that the page lists, at most."
@@ -55,12 +55,7 @@ def report(
 
     Without an option, says the figures that can be quoted. Reports may be made while the scan goes on.
     """
-    if len(runs) > 2:
-        raise click.UsageError("a report is of one run, or compares two")
-    if (csv or parquet) and len(runs) == 2:
-        raise click.UsageError("--csv and --parquet write the files of one run")
-    if public and (csv or parquet):
-        raise click.UsageError("--csv and --parquet list every file, which --public leaves out")
+    _check_choice(len(runs), bool(csv or parquet), public)
     written = [html, json_, csv, parquet]
     for number, output in enumerate(written):
         refuse_overwriting(output, [*runs, error_rates, *written[:number]])
@@ -83,6 +78,15 @@ def report(
     if changes:
         _say_changes(changes)
     return NOTHING_FLAGGED
+
+
+def _check_choice(runs: int, table: bool, public: bool) -> None:
+    if runs > 2:
+        raise click.UsageError("a report is of one run, or compares two")
+    if table and runs == 2:
+        raise click.UsageError("--csv and --parquet write the files of one run")
+    if table and public:
+        raise click.UsageError("--csv and --parquet list every file, which --public leaves out")
 
 
 def _write(path: str, text: str) -> None:

@@ -207,7 +207,8 @@ def _scan_into(run: str, format_: str, scanner: Scanner, paths: list[str], selec
         counts = store.count()
         done = sum(counts.values()) - counts["flagged"]  # which are counted by their verdicts as well
         write(with_progress(results, partial(source.find_images, paths, selection), done), earlier)
-        status = summarise(store.count(), _shown(paths))
+        counts = store.count()
+        status = summarise(counts, _shown(paths)) if any(counts.values()) or not received else NOTHING_FLAGGED
     if received:
         click.echo(f"imgsafety: stopped; what was judged is in {run}, and the same command goes on from there", err=True)
         return SIGNAL_BASE + received[0]

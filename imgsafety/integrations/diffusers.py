@@ -128,12 +128,13 @@ def _item(picture: Any) -> Any:
     """One picture as it is; a video that is a list of frames as one array, so that its worst frame decides."""
     if not isinstance(picture, list):
         return picture
-    frames = [_array(frame) for frame in picture]
+    clear = any(isinstance(frame, Image.Image) and frame.has_transparency_data for frame in picture)
+    frames = [_array(frame, "RGBA" if clear else "RGB") for frame in picture]
     return np.stack(frames) if len({frame.shape for frame in frames}) == 1 else picture
 
 
-def _array(frame: Any) -> npt.NDArray[Any]:
-    return np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame)
+def _array(frame: Any, mode: str) -> npt.NDArray[Any]:
+    return np.asarray(frame.convert(mode) if isinstance(frame, Image.Image) else frame)
 
 
 def _flatten(value: Any) -> list[Any]:

@@ -19,8 +19,9 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from python_multipart.exceptions import FormParserError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from imgsafety import __version__
 from imgsafety.errors import SetupError
@@ -231,6 +232,8 @@ class _Service:
                     yield chunk
         except TimeoutError as problem:
             raise HTTPException(408, f"the body did not arrive within {self.limits.timeout:g} seconds") from problem
+        except ClientDisconnect as problem:
+            raise HTTPException(400, "the sender hung up before the body's end") from problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +251,22 @@ class _InMemory(MultiPartParser):
     """Starlette's parser, told to keep every part in memory; its default moves parts over 1 MB to disk."""
 
     spool_max_size = 0  # for a spooled file, 0 means never
+    ended = False
+
+    def on_end(self) -> None:
+        """Note that the closing boundary came."""
+        self.ended = True
+
+    async def parse(self) -> FormData:
+        """Parse a body to its closing boundary: without it the last part would be nowhere. Raises `MultiPartException`."""
+        self.stream = self._whole(self.stream)
+        return await super().parse()
+
+    async def _whole(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for chunk in stream:
+            yield chunk
+        if not self.ended:
+            raise MultiPartException("its closing boundary is missing")
 
 
 def _require(token: str) -> Callable[..., None]:

@@ -8,7 +8,7 @@ of the batch; the JSON has one result per picture, in order.
 import json
 from typing import Any
 
-from imgsafety import Scanner
+from imgsafety import Scanner, SetupError
 from imgsafety.flagged import CHOICES, OnFlagged, check_choice, held
 from imgsafety.policy import shipped_policies
 from imgsafety.result import SEVERITY
@@ -70,6 +70,8 @@ class CheckImages:
 
 
 def _pictures(images: Any) -> list[Any]:
+    if images.ndim != 4:  # the rows of one picture would be judged as pictures
+        raise SetupError(f"images have {images.ndim} dimensions, not (batch, height, width, channels)")
     # Values beyond [0, 1] are cut off when ComfyUI saves or shows them; NaN stays and is undecided.
     return list(images.float().clamp(0, 1).cpu().numpy())
 
