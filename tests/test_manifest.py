@@ -55,8 +55,27 @@ def test_exposed_attire_in_a_manifest_without_ages_is_refused(manifest):
 @pytest.mark.parametrize("attire", ["clothed", "no_person", "not_minimal", ""])
 @pytest.mark.parametrize("ages", [{}, {"age_min": "3", "age_max": "3"}], ids=["no age", "age 3"])
 def test_other_attire_may_have_any_age(manifest, attire, ages):
-    (row,) = load_manifest(manifest({"attire": attire, **ages}), LICENCES)
+    (row,) = load_manifest(manifest({"attire": attire, "framing": "" if attire else "face", **ages}), LICENCES)
     assert not row.exposed
+
+
+@pytest.mark.parametrize("framing", ["scene", "figure", ""])
+def test_an_age_under_18_with_an_unknown_attire_is_refused_but_for_faces(manifest, framing):
+    with pytest.raises(ManifestError, match="with no attire"):
+        load_manifest(manifest({"framing": framing, "age_min": "5", "age_max": "30"}), LICENCES)
+
+
+def test_what_was_seen_cannot_make_an_exposed_row_older(manifest):
+    source, path, _ = next(line for line in seen_by_eye() if line[2] == "A")
+    child = {"path": path, "source": source, "attire": "minimal", "age_min": "12", "age_max": "12"}
+    with pytest.raises(ManifestError, match="age that can be under 18"):
+        load_manifest(manifest(child), {source: "its own"})
+
+
+def test_one_file_by_two_names_stands_twice(manifest):
+    rows = {"path": "a.jpg", "attire": "minimal", "age_min": "18", "age_max": "99"}, {"path": "./a.jpg", "attire": "clothed"}
+    with pytest.raises(ManifestError, match="stands twice"):
+        load_manifest(manifest(*rows), LICENCES)
 
 
 def train(folder, settings):

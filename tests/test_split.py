@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from tests.drawn import draw_blocks, write_labelled
-from training.manifest import Row
-from training.split import fold_of, load_or_split, read_fold, some_of, split
+from training.manifest import ManifestError, Row
+from training.split import fold_of, load_or_split, mend, read_fold, some_of, split
 
 LICENCES = dict.fromkeys(("drawn_figures", "drawn_faces", "drawn_scenes"), "drawn")
 
@@ -88,3 +88,31 @@ def test_a_greater_share_holds_all_of_a_smaller_one():
     assert set(fewer) < set(more)
     assert some_of(rows, 1) == rows
     assert some_of(rows, 0.25, "another draw of ") != fewer
+
+
+def test_mirrored_repeats_share_a_fold(pictures):
+    folder, rows = pictures
+    mirrored = [row(f"mirror of {one.path}") for one in rows]
+    for one, other in zip(rows, mirrored, strict=True):
+        with Image.open(folder / one.path) as image:
+            image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / other.path)
+    folds = split([*rows, *mirrored], folder)
+    assert folds[:40] == folds[40:] and len(set(folds)) > 1
+
+
+def test_a_split_is_mended_towards_what_training_has_seen(pictures):
+    folder, rows = pictures
+    repeats = [row(f"repeat of {one.path}") for one in rows]
+    for one, other in zip(rows, repeats, strict=True):
+        (folder / other.path).write_bytes((folder / one.path).read_bytes())
+    folds = ["test"] * 20 + ["calibration"] * 20 + (["train"] * 10 + ["calibration"] * 10 + ["test"] * 20)
+    assert mend([*rows, *repeats], folds, folder) == (["train"] * 10 + ["calibration"] * 30) * 2
+
+
+def test_one_picture_cannot_be_exposed_and_under_18(pictures):
+    folder, rows = pictures
+    exposed = Row("0.png", "drawn", "CC0", attire="minimal", age=(18, 99))
+    child = Row("copy.png", "drawn", "CC0", attire="clothed", age=(5, 9))
+    (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
+    with pytest.raises(ManifestError, match="one picture"):
+        split([exposed, child, *rows[1:]], folder)

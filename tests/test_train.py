@@ -111,6 +111,14 @@ def test_a_killed_run_ends_where_one_that_was_not_ends(killed, data, tmp_path):
     assert whole.keys() == resumed.keys() and max(gaps) < 2e-3
 
 
+def test_a_checkpoint_of_another_run_is_refused(killed, data, tmp_path):
+    shutil.copytree(killed, tmp_path / "run")
+    words = ["--data", data, "--output", tmp_path / "run", "--settings", SMOKE, "--no-pretraining", "--device", "cpu"]
+    for other in (["--start", killed / "network.safetensors"], ["--share", "0.5"]):
+        result = CliRunner().invoke(train.main, list(map(str, [*words, *other])))
+        assert result.exit_code == 1 and "other settings, pictures or starting weights" in result.output
+
+
 def test_training_changes_all_but_the_frozen_layers(killed):
     torch.manual_seed(load_settings(SMOKE).seed)
     before = untrained().half().float()

@@ -23,7 +23,8 @@ from training.heads import AGE, OLDEST, age_distribution, age_target, attire_tar
 from training.manifest import ADULT, Row
 from training.predict import read_image
 
-NOBODY: tuple[float, float] = (OLDEST, OLDEST)  # as the age of an empty picture: it makes no joint picture younger
+# As the age of an empty picture: older than anybody, so that it makes no joint picture younger.
+NOBODY: tuple[float, float] = (OLDEST + 1, OLDEST + 1)
 NOT_YOUNG = (25, OLDEST)  # what the age head shall answer where nobody is: no young person here
 UNKNOWN_AGE = (0, OLDEST)
 SUBJECT_PIXELS = 28  # what decides the label keeps this many pixels through degradation, else it only teaches noise

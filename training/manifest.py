@@ -3,14 +3,15 @@
 Columns: `path` (below the manifest's folder) and `source` are needed; `licence` too, unless the settings
 name one for the source; `medium, framing, attire, age_min, age_max, gender, ethnicity, group, fold, how` may be
 empty or absent. What a reader would get wrong: an exposed row (`revealing` or `minimal`) with no age is
-refused as well, because an unknown age can be under 18. And ages of scenes whose origin names none, or names one
-by a word of a caption, come from `ages_by_eye.csv`.
+refused as well, because an unknown age can be under 18; so is an age under 18 with no attire, unless it is a face crop's, because
+an unknown attire can be exposed. And ages of scenes whose origin names none, or names one by a word of a caption, come from
+`ages_by_eye.csv`; of an exposed row they can say that it is refused, never that it is allowed.
 """
 
 import csv
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -117,12 +118,15 @@ def _row(line: int, record: Mapping[str | None, str | None], licences: Mapping[s
     if not licence:
         raise ManifestError(f"line {line}: source {values['source']!r} names no licence")
     text = {column: values.get(column, "") for column in ("medium", "framing", "attire", "gender", "ethnicity", "group", "fold")}
-    seen = _ages_by_eye().get((values["source"], values["path"]))
-    age = BY_EYE[seen] if seen else _age(line, values)
+    path = Path(values["path"]).as_posix()  # one name for one file
+    stated, seen = _age(line, values), _ages_by_eye().get((values["source"], path))
+    age = BY_EYE[seen] if seen else stated
     if text["fold"] not in ("", *FOLDS):
         raise ManifestError(f"line {line}: fold {text['fold']!r} is not one of {', '.join(FOLDS)} or empty")
-    row = Row(values["path"], values["source"], licence, age=age, **text)
+    row = Row(path, values["source"], licence, age=age, **text)
     _check_lawful(line, row)
+    if row.exposed:
+        _check_lawful(line, replace(row, age=stated))
     return row
 
 
@@ -153,4 +157,9 @@ def _check_lawful(line: int, row: Row) -> None:
         raise ManifestError(
             f"line {line}: {row.path} joins attire {row.attire!r} with an age that can be under {ADULT} ({shown}); "
             "exposed attire is learned from adults only. Remove the row (and, if it shows a minor, the picture)"
+        )
+    if not row.attire and row.framing != "face" and row.age is not None and row.age[0] < ADULT:
+        raise ManifestError(
+            f"line {line}: {row.path} joins an age that can be under {ADULT} with no attire; age is learned from clothed people "
+            "and faces only. Say that it is clothed, or not_minimal, or a face"
         )

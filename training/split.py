@@ -59,9 +59,21 @@ def mend(rows: Sequence[Row], folds: Sequence[str], folder: Path) -> list[str]:
 
 def split(rows: Sequence[Row], folder: Path) -> list[str]:
     """Return the fold of every row, in order. Reads each picture once, as a thumbnail."""
+    _refuse_contradictions(rows, folder)
     free = [row for row in rows if not row.fold]
     found = {row.path: fold_of(free[root].path) for row, root in zip(free, groups_of(free, folder), strict=True)}
     return [row.fold or found[row.path] for row in rows]
+
+
+def _refuse_contradictions(rows: Sequence[Row], folder: Path) -> None:
+    """Raise `ManifestError` where one row calls a picture exposed and another says that it can show somebody under 18."""
+    said: dict[bytes, Row] = {}
+    for row in rows:
+        if row.exposed or not row.adults_or_nobody:
+            digest = hashlib.sha256((folder / row.path).read_bytes()).digest()
+            other = said.setdefault(digest, row)
+            if other.exposed != row.exposed:
+                raise ManifestError(f"{other.path} and {row.path} are one picture: one row is exposed, the other can be under 18")
 
 
 def groups_of(rows: Sequence[Row], folder: Path) -> list[int]:

@@ -5,10 +5,13 @@ trains on the `train` fold alone. Writes `checkpoint.pt` (a stopped run goes on 
 `network.safetensors`, the moving average of the weights, for `training.export`.
 """
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +111,13 @@ def main(
             graft(fresh, network, head)
         network = fresh
     embedded = embed(encoder, rows, data, output, settings.threads) if encoder else None
-    train(network, rows, data, output, settings, device, load_network(teacher) if teacher else None, seen, bfloat16, embedded)
+    made_from = [_sha256(path) for path in (imagenet, start, teacher, encoder)]
+    taught_by = load_network(teacher) if teacher else None
+    train(network, rows, data, output, settings, device, taught_by, seen, bfloat16, embedded, made_from)
+
+
+def _sha256(path: Path | None) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
 
 
 def train(
@@ -122,11 +131,13 @@ def train(
     seen: Sequence[str] | None = (),
     bfloat16: bool = False,
     embedded: npt.NDArray[np.float32] | None = None,
+    made_from: Sequence[str] = (),
 ) -> None:
     """Run every stage, from the checkpoint in `output` if there is one; write `network.safetensors`.
 
     seen: sources that the network was trained on before, none if nobody knows, for the record in that file.
     embedded: what a larger encoder sees in each row's picture, `(rows, numbers)`, if the trained heads shall see it too.
+    made_from: the SHA-256 of each file that it starts from or is taught by. A checkpoint of another run is refused.
     """
     network.to(device).to(memory_format=torch.channels_last)
     if teacher is not None:
@@ -139,7 +150,8 @@ def train(
     optimizer = _optimizer(network, readers, settings)
     sources = sorted({row.source for row in rows})
     trained = {"network": network, "average": average, "readers": readers, "optimizer": optimizer}
-    done = _restore(output / "checkpoint.pt", trained, sources, device)
+    run = {"sources": sources, "digest": _digest(rows, settings, made_from)}
+    done = _restore(output / "checkpoint.pt", trained, run, device)
     half = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16 or device.startswith("cuda"))
     started = time.monotonic()
     for step, (pixels, before, attire, age, trust, row) in _batches(rows, data, settings, done):
@@ -166,7 +178,7 @@ def train(
         optimizer.step()
         average.update_parameters(network)
         if step % settings.save_every == 0:
-            _save(output / "checkpoint.pt", trained, sources, step)
+            _save(output / "checkpoint.pt", trained, run, step)
             rate = (step - done) * settings.batch_size / (time.monotonic() - started)
             shown = " ".join(f"{loss.item():.3f}" for loss in losses)
             print(f"step {step}/{total_steps(settings)}  loss {shown}  {rate:.0f} images/s", flush=True)
@@ -350,7 +362,9 @@ def _batches(rows: list[Row], data: Path, settings: Settings, done: int) -> Iter
         skipped = min(max(done - step, 0), steps)
         rest = Subset(examples, range(skipped * settings.batch_size, steps * settings.batch_size))
         step += skipped
-        for batch in DataLoader(rest, settings.batch_size, num_workers=settings.workers) if skipped < steps else ():
+        # With a generator of its own it draws nothing from that of the dropout, which goes on where a checkpoint left it.
+        loader = DataLoader(rest, settings.batch_size, num_workers=settings.workers, generator=torch.Generator())
+        for batch in loader if skipped < steps else ():
             step += 1
             yield step, batch
 
@@ -392,21 +406,31 @@ def _set_rate(optimizer: torch.optim.Optimizer, settings: Settings, step: int) -
         group["lr"] = settings.learning_rate * group["scale"] * rate
 
 
-def _save(path: Path, trained: Mapping[str, Any], sources: list[str], step: int) -> None:
+def _digest(rows: Sequence[Row], settings: Settings, made_from: Sequence[str]) -> str:
+    """What a run must have in common with the checkpoint that it goes on from: all but how fast it runs."""
+    decides = {name: value for name, value in asdict(settings).items() if name not in ("threads", "workers", "save_every")}
+    text = json.dumps([decides, [row.path for row in rows], list(made_from)], sort_keys=True)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def _save(path: Path, trained: Mapping[str, Any], run: Mapping[str, Any], step: int) -> None:
     state = {name: part.state_dict() for name, part in trained.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({**state, "sources": sources, "step": step}, path.with_suffix(".part"))
+    torch.save({**state, **run, "random": torch.get_rng_state(), "step": step}, path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)  # a run killed while saving keeps the checkpoint before
 
 
-def _restore(path: Path, trained: Mapping[str, Any], sources: list[str], device: str) -> int:
+def _restore(path: Path, trained: Mapping[str, Any], run: Mapping[str, Any], device: str) -> int:
     if not path.is_file():
         return 0
     state = torch.load(path, map_location=device, weights_only=True)
-    if state["sources"] != sources:
+    if state["sources"] != run["sources"]:
         raise click.ClickException(f"{path} was trained on other sources: {', '.join(state['sources'])}; name another --output")
+    if state.get("digest") != run["digest"]:
+        raise click.ClickException(f"{path} is of a run with other settings, pictures or starting weights; name another --output")
     for name, part in trained.items():
         part.load_state_dict(state[name])
+    torch.set_rng_state(state["random"].cpu())
     return int(state["step"])
 
 
