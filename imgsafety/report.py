@@ -273,7 +273,10 @@ def _say(figure: Mapping[str, Any], rates: Mapping[str, Any] | None = None, corr
         why = ": fewer are flagged than false alarms were on the pictures that the classifier was tested on" if few else ""
         return f"{raw} (as counted; not corrected for the classifier's errors{why})"
     low, high = percent(corrected["low"]), percent(corrected["high"])
-    return f"{percent(corrected['value'])} (95 % interval {low} to {high}, corrected for the classifier's errors; as counted {raw})"
+    return (
+        f"{percent(corrected['value'])} (95 % interval {low} to {high}, corrected for the classifier's errors, if it errs here as "
+        f"on the pictures that it was tested on; as counted {raw})"
+    )
 
 
 def percent(share: float) -> str:

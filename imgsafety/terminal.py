@@ -84,7 +84,7 @@ def batch_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--cascade",
             is_flag=True,
-            help="Look at a fifth of the pixels first, at all only where that does not settle it: faster; misses more.",
+            help="Faster, misses more: a small network looks first, the whole one only where that is unsure; no zoom.",
         ),
     )
     return with_options(command, options)

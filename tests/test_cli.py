@@ -1,9 +1,12 @@
 """The command: exit statuses, outputs, and what it says about bad input."""
 
+import contextlib
 import csv
 import io
 import json
 import os
+import pty
+import re
 import struct
 import subprocess
 import sys
@@ -327,3 +330,19 @@ def test_an_archive_is_not_written_over(folder, tmp_path, toy_path, toy_policy_p
     before = slides.read_bytes()
     words = ["scan", str(folder), "--model", str(toy_path), "--policy", str(toy_policy_path), "--output", str(slides)]
     assert main(words) == 2 and slides.read_bytes() == before
+
+
+def test_on_a_terminal_a_result_has_a_line_of_its_own(folder, toy_path, toy_policy_path):
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "imgsafety", "scan", folder, "--model", toy_path, "--policy", toy_policy_path]
+    process = subprocess.Popen(words, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    written = b""
+    with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
+        while part := os.read(ours, 4096):
+            written += part
+    os.close(ours)
+    process.wait()
+    lines = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", written).decode().replace("\r", "\n").split("\n")
+    assert sum(line.startswith("undecided  ") for line in lines) == 1 and any("flagged" in line and "/s" in line for line in lines)

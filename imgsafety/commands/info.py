@@ -34,7 +34,9 @@ def info(**settings: Any) -> int:
     for look, least in policy.least.items():
         above = " and ".join(f"{name} >= {value:g}" for name, value in least.items())
         scan = "" if look == "zoom" else " of --thorough"
-        click.echo(f"  needed     in a {look}{scan}, where a rule asks for less: {above}")
+        click.echo(f"  in a {look}{scan} rules ask for at least: {above}")
+    if not policy.zoom:
+        click.echo("  no zoom    this policy has no [zoom] table: small people are looked at as they are, and missed more")
     click.echo(f"provider     {session.provider}")
     known = versions()
     shown = ", ".join(f"{name} {known[name]}" for name in ("onnxruntime", "numpy", "pillow", "imagecodecs"))

@@ -153,7 +153,8 @@ def _write(format_: str, output: str | None, results: Iterator[Result], earlier:
         shown = sink.printable_lines if file.isatty() else str
         file.write(sink.HEADERS.get(format_, ""))
         for result in chain(earlier, results):
-            file.write(shown(sink.FORMATS[format_](result)))
+            # Asked anew each time: while a progress bar is drawn, it stands in for standard output.
+            (sys.stdout if output is None else file).write(shown(sink.FORMATS[format_](result)))
 
 
 def _write_audited(path: str, scanner: Scanner, write: Writer, results: Iterator[Result], earlier: Iterable[Result]) -> None:
