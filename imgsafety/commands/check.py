@@ -12,7 +12,12 @@ from imgsafety.terminal import details_format, scanner_options, show
 @click.command(short_help="Judge a few files and show all that is known.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(readable=False))
 @scanner_options
-@click.option("--map", "maps", is_flag=True, help="Also say where, as JSON: boxes, and each label's share per place of a grid.")
+@click.option(
+    "--map",
+    "maps",
+    is_flag=True,
+    help="Also say where, as JSON: boxes (left, top, right, bottom from 0 to 1), and each score's share per place of a grid.",
+)
 @details_format
 def check(files: tuple[str, ...], maps: bool, format_: str, **settings: Any) -> int:
     """Judge a few FILES and show everything that is known of each."""

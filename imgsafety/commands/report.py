@@ -31,7 +31,9 @@ FILE = click.Path(dir_okay=False)
     show_default=True,
     help="Count every file, or files with the same bytes once.",
 )
-@click.option("--error-rates", type=FILE, help="Correct by these counts of right and wrong answers instead of the shipped ones.")
+@click.option(
+    "--error-rates", type=FILE, help="Correct by the counts in this JSON file, of the form of weights/operating_points.json."
+)
 @click.option(
     "--public",
     is_flag=True,
