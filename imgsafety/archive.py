@@ -7,6 +7,7 @@ an archive inside an archive, all that follows a broken place) is a member too, 
 
 import calendar
 import io
+import mmap
 import os
 import tarfile
 import threading
@@ -111,11 +112,11 @@ def _zip(path: Path) -> Iterator[Member]:
             time = _nanoseconds(calendar.timegm, (*info.date_time, 0, 0, 0))
             read = _refusal("is encrypted with a password; unpack the archive") if info.flag_bits & ENCRYPTED else reader(info)
             yield Member(info.filename, path, read, info.file_size, time)
-    with path.open("rb") as file:
-        begins = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
     # The list stands at the end. Of two zips in one file, or of one that was cut off behind another, it names the last one's.
-    if begins and min((info.header_offset for info in entries), default=1) > 0:
-        raise zipfile.BadZipFile("its list leaves out what it begins with")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        first = min((info.header_offset for info in entries), default=len(data))
+        if data.find(ZIP_MAGIC, 0, first) >= 0:
+            raise zipfile.BadZipFile("its list leaves out what stands before")
 
 
 def _tar(path: Path) -> Iterator[Member]:

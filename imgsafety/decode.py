@@ -204,7 +204,11 @@ def _views(image: Image.Image, limits: Limits, size: int = 0, file: _TimedFile |
 
 def _refuse_other_looks(image: PngImageFile) -> None:
     """Raise `ImageError` for a PNG that browsers show otherwise than Pillow reads it."""
-    if "transparency" in image.info and any("16B" in str(tile[3]) for tile in image.tile):
+    clear = image.info.get("transparency")
+    levels = clear if isinstance(clear, tuple) else (clear,) if isinstance(clear, int) else ()
+    # What a caller has loaded has no tiles any more.
+    deep = image.mode.startswith("I;16") or max(levels, default=0) > 255 or any("16B" in str(tile[3]) for tile in image.tile)
+    if clear is not None and deep:
         raise ImageError("a PNG of 16 bits with a transparent colour, which is not read as it is shown")
     gamma = image.info.get("gamma")
     managed = "srgb" in image.info or "icc_profile" in image.info

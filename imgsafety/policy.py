@@ -31,6 +31,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from imgsafety.result import SEVERITY, Decision, Reason, Scores, Verdict
 FOLDER = Path(__file__).parent / "policies"
 DISGUISES = tuple(dict.fromkeys(LOOKS[2:]))  # looks that only a thorough scan takes
 # A rule may only make things graver; `label` names a reason and leaves the decision as it is.
+HUGE = 2**1000  # a whole number beyond this cannot be shown
 OUTCOMES: dict[str, Decision] = {"label": "allow", "review": "review", "block": "block"}
 
 
@@ -183,10 +185,10 @@ def _thresholds(value: Any, where: str) -> dict[str, float]:
     if not isinstance(value, dict) or not value:
         raise PolicyError(f"{where}: needs at least one `score = threshold`")
     for name, threshold in value.items():
-        number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+        number = isinstance(threshold, Real) and not isinstance(threshold, bool)
         if not (number and 0 <= threshold <= 1):  # NaN fails this too
             hint = "; put names with dots in quotes" if isinstance(threshold, dict) else ""
-            shown = f"{float(threshold):g}" if number and threshold < 2**1000 else repr(threshold) if not number else "huge"
+            shown = repr(threshold) if not number else "huge" if abs(threshold) > HUGE else f"{float(threshold):g}"
             raise PolicyError(f"{where}: threshold of {name!r} is {shown}, not a number from 0 to 1{hint}")
     return {name: float(threshold) for name, threshold in value.items()}
 

@@ -103,12 +103,13 @@ def summarise(store: Store, rates: dict[str, ErrorCounts] | str, duplicates: str
 
 
 def for_public(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The same without what leads to single files or tells of the machine: the run's name, folders, patterns, the system."""
-    run = summary["run"]
+    """The same without what leads to single files or tells of the machine: names, folders, patterns, errors, the system."""
+    run, undecided = summary["run"], summary["verdicts"]["undecided"]
     hidden: dict[str, list[str]] = {"paths": [], "include": [], "exclude": []}
     versions = [{name: version for name, version in one.items() if name != "system"} for one in run["versions"]]
     shown = {**run, "selection": {**run["selection"], **hidden}, "versions": versions}
-    return {**summary, "run": shown, "name": f"scan of {(run['started'] or '')[:10]}", "root": "", "folders": []}
+    hides = {"name": f"scan of {(run['started'] or '')[:10]}", "root": "", "folders": [], "undecided": {"any": undecided}}
+    return {**summary, "run": shown, **hides}
 
 
 def _threshold(rules: Sequence[Mapping[str, Any]], score: str) -> float | None:
@@ -251,12 +252,12 @@ def _say_minors(summary: Mapping[str, Any]) -> str:
     if threshold is None:
         return "Apparent minors were not counted: the policy does not ask for them. "
     minor = _say(figures["minor"], summary["error_rates"].get("apparent-minor"))
-    both = figures["minor_in_minimal_attire"]
-    of_those = f"of those {_say(both, corrects=False)}, " if both["of"] else ""
     if figures["minor"]["corrected"]:
         return f"Of all, {minor} show somebody who appears to be a minor. "
+    both = figures["minor_in_minimal_attire"]
+    of_those = f"Of those with minimal attire {_say(both, corrects=False)}, and of" if both["of"] else "Of"
     return (
-        f"The score of an apparent minor, {threshold:.2g}, is set so that few are missed: {of_those}of all {minor} reach it. "
+        f"{of_those} all {minor}, reach the score of an apparent minor ({threshold:.2g}). "
         "Adults whom the model takes for minors are counted with them, and can be most of them. "
     )
 

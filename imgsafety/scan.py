@@ -120,9 +120,9 @@ class Scanner:
             raise SetupError(f"max_wait is {max_wait}; it must be 0 seconds or more")
         if not 0 < timeout < math.inf:
             raise SetupError(f"timeout is {timeout}; it must be more than 0 seconds")
-        self.batch_size = batch_size
-        self.workers = workers or _cores()
-        self.limits = Limits(max_pixels, frames, timeout)
+        self.batch_size = int(batch_size)
+        self.workers = int(workers or _cores())
+        self.limits = Limits(int(max_pixels), int(frames), timeout)
         self.thorough, self.cascade = thorough, cascade
         self.policy = policy if isinstance(policy, Policy) else load_policy() if policy is None else load_policy(policy)
         # For one picture all cores work on one call; for many, each worker's calls stay on its core.
@@ -431,8 +431,10 @@ def _require_many(items: Iterable[Any]) -> None:
     """Refuse one item: its rows or lines would be judged as pictures."""
     if isinstance(items, str | bytes | bytearray | memoryview | os.PathLike | Image.Image) or hasattr(items, "read"):
         raise SetupError(f"{type(items).__name__} is one item, not many; of a folder's name `find_images` makes many")
-    dimensions = getattr(items, "ndim", 4)
-    if dimensions != 4 and str(getattr(items, "dtype", "")) != "object":  # an array of objects may hold anything, as a list does
+    dimensions, kind = getattr(items, "ndim", 4), getattr(items, "dtype", None)
+    # An array of names or objects is as good as a list.
+    numbers = getattr(kind, "kind", "") in tuple("biufc") or str(kind).startswith("torch.")
+    if dimensions != 4 and numbers and len(items):  # type: ignore[arg-type]
         raise SetupError(
             f"{type(items).__name__} of {dimensions} dimensions is no batch of pictures: that has 4; put one picture into a list"
         )

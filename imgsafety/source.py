@@ -105,8 +105,14 @@ def select(listing: Callable[[], Iterator[tuple[str, T]]], selection: Selection)
 
 def _keeps(selection: Selection, name: str, item: object) -> bool:
     """Whether a name fits. What cannot be looked into is kept whatever is to be included: its pictures may be."""
-    included = not selection.include or matches(name, selection.include) or (isinstance(item, Member) and item.opaque)
+    included = not selection.include or matches(name, selection.include) or _is_opaque(item)
     return included and not matches(name, selection.exclude)
+
+
+def _is_opaque(item: object) -> bool:
+    if isinstance(item, Member):
+        return item.opaque
+    return isinstance(item, Path) and (os.path.isdir(item) or _is_hidden(item))
 
 
 def _sample(kept: Callable[[], Iterator[tuple[str, T]]], count: int, seed: int) -> Iterator[T]:
@@ -130,7 +136,7 @@ def list_places(roots: Sequence[Path], selection: Selection) -> Iterator[tuple[s
             return matches(os.fspath(folder).removeprefix(prefix), selection.exclude)
 
         for path in _walk(root, visited, excluded) if is_folder else (root,):
-            if is_archive(path.name) and excluded(path):
+            if excluded(path):  # an archive as a whole
                 continue
             for item in _open(path, named=not is_folder):
                 place = (name_of(item) or "").removeprefix(prefix)

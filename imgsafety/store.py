@@ -214,12 +214,13 @@ class Store:
         ordered = "SELECT sha256, verdict FROM pictures ORDER BY sha256"
         counts: Counter[tuple[str, str]] = Counter()
         theirs = other.query(ordered)
-        there = next(theirs, None)
-        for sha256, verdict in self.query(ordered):
-            while there and there[0] < sha256:
-                there = next(theirs, None)
-            if there and there[0] == sha256:
-                counts[verdict, there[1]] += 1
+        with _undamaged(self.path):
+            there = next(theirs, None)
+            for sha256, verdict in self.query(ordered):
+                while there and there[0] < sha256:
+                    there = next(theirs, None)
+                if there and there[0] == sha256:
+                    counts[verdict, there[1]] += 1
         return sorted((before, after, count) for (before, after), count in counts.items())
 
     def pictures(self, after: int, count: int) -> list[tuple[int, str, str | None, Opinion]]:

@@ -188,7 +188,8 @@ def with_progress(results: Iterator[Result], candidates: Callable[[], Iterable[o
     columns = (BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), flagged_so_far)
     # stdout is redirected through the bar only when it is the same terminal; a pipe must stay clean.
     same_terminal = sys.stdout.isatty()
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=same_terminal) as progress:
+    console = Console(stderr=True, soft_wrap=True)  # else a long line of results would be broken where the terminal ends
+    with Progress(*columns, console=console, redirect_stdout=same_terminal) as progress:
         task = progress.add_task("scan", total=None, completed=done, flagged=0, rate="")
         count = threading.Thread(target=lambda: progress.update(task, total=sum(1 for _ in candidates())), daemon=True)
         count.start()

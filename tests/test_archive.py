@@ -263,9 +263,12 @@ def test_an_entry_named_like_a_folder_that_holds_bytes_is_a_file(tmp_path, draw)
 def test_two_zips_in_one_file_say_that_one_was_not_seen(scanner, tmp_path, draw):
     first = write_zip(tmp_path / "a.zip", [("minimal.png", picture(draw, "minimal"))])
     second = write_zip(tmp_path / "b.zip", [("clothed.png", picture(draw))])
-    (tmp_path / "both.zip").write_bytes(first.read_bytes() + second.read_bytes())
-    verdicts = [result.verdict for result in scanner.scan(find_images([tmp_path / "both.zip"]))]
-    assert sorted(verdicts) == ["allow", "undecided"]
+    for program in (b"", b"#!/bin/sh\n"):  # which a zip may stand behind
+        (tmp_path / "both.zip").write_bytes(program + first.read_bytes() + second.read_bytes())
+        verdicts = [result.verdict for result in scanner.scan(find_images([tmp_path / "both.zip"]))]
+        assert sorted(verdicts) == ["allow", "undecided"]
+        (tmp_path / "one.zip").write_bytes(program + second.read_bytes())
+        assert [result.verdict for result in scanner.scan(find_images([tmp_path / "one.zip"]))] == ["allow"]
 
 
 def test_an_archive_in_an_archive_is_known_by_its_first_bytes_too(scanner, tmp_path, files):
@@ -278,10 +281,13 @@ def test_an_archive_in_an_archive_is_known_by_its_first_bytes_too(scanner, tmp_p
 
 def test_what_cannot_be_looked_into_is_listed_whatever_is_to_be_included(tmp_path):
     (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04")
-    assert len(list(find_images([tmp_path], Selection(include=("*.jpg",))))) == 1
+    (tmp_path / "link").symlink_to("b" * 300)
+    assert len(list(find_images([tmp_path], Selection(include=("*.jpg",))))) == 2
+    (tmp_path / "link").unlink()
     assert not list(find_images([tmp_path], Selection(exclude=("broken.zip",))))
 
 
 def test_an_archive_that_is_excluded_is_not_opened(tmp_path, files):
     write_zip(tmp_path / "a.zip", files)
-    assert not list(find_images([tmp_path], Selection(exclude=("*.zip",))))
+    write_zip(tmp_path / "b.pptx", files)
+    assert not list(find_images([tmp_path], Selection(exclude=("*.zip", "*.pptx"))))

@@ -333,7 +333,8 @@ def test_an_archive_is_not_written_over(folder, tmp_path, toy_path, toy_policy_p
 
 
 def test_on_a_terminal_a_result_has_a_line_of_its_own(folder, toy_path, toy_policy_path):
-    (folder / "broken.jpg").write_bytes(b"no picture")
+    name = f"broken{'n' * 200}.jpg"
+    (folder / name).write_bytes(b"no picture")
     ours, theirs = pty.openpty()
     words = [sys.executable, "-m", "imgsafety", "scan", folder, "--model", toy_path, "--policy", toy_policy_path]
     process = subprocess.Popen(words, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
@@ -345,4 +346,5 @@ def test_on_a_terminal_a_result_has_a_line_of_its_own(folder, toy_path, toy_poli
     os.close(ours)
     process.wait()
     lines = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", written).decode().replace("\r", "\n").split("\n")
-    assert sum(line.startswith("undecided  ") for line in lines) == 1 and any("flagged" in line and "/s" in line for line in lines)
+    assert sum(line.startswith("undecided  ") and f"{name}  not an image" in line for line in lines) == 1
+    assert any("flagged" in line and "/s" in line for line in lines)

@@ -269,3 +269,7 @@ def test_a_png_that_browsers_show_otherwise_is_refused(extra):
         Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(file, "PNG", transparency=30_000)
     with pytest.raises(ImageError, match="not read as it is shown"):
         decode(file.getvalue(), Limits(), 0)
+    loaded = Image.open(file)
+    loaded.load()
+    with pytest.raises(ImageError, match="not read as it is shown"):
+        from_pil(loaded, Limits())

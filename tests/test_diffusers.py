@@ -454,3 +454,11 @@ def test_transparent_layers_are_judged_as_they_are_seen(scanner):
 
     pipeline = guard(Layered(), scanner)
     assert [pipeline(alpha).safety_results[0].verdict for alpha in (0, 255)] == ["allow", "review"]
+
+
+def test_a_transparent_frame_beside_arrays_is_judged(scanner):
+    class Mixed:
+        def __call__(self):
+            return SimpleNamespace(images=[[Image.new("RGBA", (16, 16)), np.full((16, 16, 3), (255, 0, 0), np.uint8)]])
+
+    assert guard(Mixed(), scanner)().safety_results[0].verdict == "review"

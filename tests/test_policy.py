@@ -210,7 +210,8 @@ def test_a_rule_that_is_made_in_a_program_is_checked_as_well(verdict, threshold)
 
 
 def test_a_number_of_thousands_of_digits_is_a_policy_error():
-    with pytest.raises(PolicyError, match="not a number from 0 to 1"):
-        parse_policy(POLICY.replace("minor = 0.3", "minor = 0x" + "f" * 5000))
+    for number in ("0x" + "f" * 5000, "-1" + "0" * 400):
+        with pytest.raises(PolicyError, match="not a number from 0 to 1"):
+            parse_policy(POLICY.replace("minor = 0.3", f"minor = {number}"))
     with pytest.raises(PolicyError):
         load_policy("a\0b")

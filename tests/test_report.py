@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -176,14 +177,21 @@ def test_the_command_writes_all_figures_as_json(run, tmp_path, capsys):
     assert "What a scan found" in (tmp_path / "a.html").read_text()
 
 
-def test_a_public_report_leads_to_no_file_and_says_nothing_of_the_machine(run, tmp_path, pictures):
+def test_a_public_report_leads_to_no_file_and_says_nothing_of_the_machine(tmp_path, toy_path, toy_policy, pictures):
+    shutil.copytree(pictures, tmp_path / "pictures")
+    with zipfile.ZipFile(tmp_path / "pictures" / "a.zip", "w") as archive:
+        archive.writestr("jane_doe.png", b"a" * 1000)
+    damaged = (tmp_path / "pictures" / "a.zip").read_bytes().replace(b"aaa", b"aba", 1)
+    (tmp_path / "pictures" / "a.zip").write_bytes(damaged)  # its error names the file
+    run = make_run(tmp_path / "mine.sqlite", Scanner(toy_path, toy_policy), tmp_path / "pictures")
     page, figures = tmp_path / "a.html", tmp_path / "a.json"
     assert main(["report", str(run), "--public", "--html", str(page), "--json", str(figures)]) == 0
     with open_to_read(run) as store:
+        assert any("jane_doe" in (result.error or "") for result in store.results())
         hashes = {result.sha256 for result in store.results() if result.sha256}
-    leads = {*hashes, str(pictures), pictures.name, run.name, "minimal/", ".png"}
+    leads = {*hashes, str(tmp_path), run.name, "minimal/", ".png", "jane_doe"}
     for text in (page.read_text(), figures.read_text()):
-        assert "23.5" in text or "25.0" in text
+        assert "25.0" in text or "0.25" in text
         assert not [lead for lead in leads if lead in text] and "system" not in text.split("<style>")[-1].split("</style>")[-1]
     assert main(["report", str(run), "--public", "--csv", str(tmp_path / "a.csv")]) == 2
 

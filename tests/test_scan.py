@@ -313,3 +313,8 @@ def test_a_model_that_was_replaced_under_a_scanner_is_not_taken_for_it(tmp_path,
 def test_a_number_that_is_none_is_an_error(toy_path, toy_policy, settings):
     with pytest.raises(SetupError, match="whole number"):
         Scanner(toy_path, toy_policy, **settings)
+
+
+def test_an_array_of_names_is_as_good_as_a_list(scanner, folder):
+    names = np.array([str(folder / "a.png")])
+    assert [result.verdict for result in scanner.scan(names)] == ["allow"] and scanner.check_many(np.array([])) == []

@@ -114,5 +114,8 @@ def test_one_picture_cannot_be_exposed_and_under_18(pictures):
     exposed = Row("0.png", "drawn", "CC0", attire="minimal", age=(18, 99))
     child = Row("copy.png", "drawn", "CC0", attire="clothed", age=(5, 9))
     (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
-    with pytest.raises(ManifestError, match="one picture"):
-        split([exposed, child, *rows[1:]], folder)
+    together, cache = [exposed, child, *rows[1:]], folder / "split.csv"
+    cache.write_text("".join(f"{one.path},train\n" for one in together))
+    for refusing in (lambda: split(together, folder), lambda: load_or_split(together, folder, cache)):
+        with pytest.raises(ManifestError, match="one picture"):
+            refusing()

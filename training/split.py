@@ -46,6 +46,7 @@ def main(data: Path, cache: Path, settings_path: Path) -> None:
 
 def mend(rows: Sequence[Row], folds: Sequence[str], folder: Path) -> list[str]:
     """Return the folds with each group of look-alikes whole, in the first of `FOLDS` that holds one of it."""
+    _refuse_contradictions(rows, folder)
     free = [index for index, row in enumerate(rows) if not row.fold]
     roots = groups_of([rows[index] for index in free], folder)
     first: dict[int, int] = {}
@@ -67,6 +68,8 @@ def split(rows: Sequence[Row], folder: Path) -> list[str]:
 
 def _refuse_contradictions(rows: Sequence[Row], folder: Path) -> None:
     """Raise `ManifestError` where one row calls a picture exposed and another says that it can show somebody under 18."""
+    if not any(row.exposed for row in rows):
+        return
     said: dict[bytes, Row] = {}
     for row in rows:
         if row.exposed or not row.adults_or_nobody:
@@ -83,6 +86,7 @@ def groups_of(rows: Sequence[Row], folder: Path) -> list[int]:
 
 def load_or_split(rows: Sequence[Row], folder: Path, cache: Path) -> list[str]:
     """Like `split`, kept in a CSV file `path,fold` that is made when it is not there."""
+    _refuse_contradictions(rows, folder)
     if cache.is_file():
         with cache.open(newline="") as file:
             folds = dict(csv.reader(file))

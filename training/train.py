@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def train(
     optimizer = _optimizer(network, readers, settings)
     sources = sorted({row.source for row in rows})
     trained = {"network": network, "average": average, "readers": readers, "optimizer": optimizer}
-    run = {"sources": sources, "digest": _digest(rows, settings, made_from)}
+    run = {"sources": sources, "digest": _digest(rows, settings, [*made_from, str(bfloat16)])}
     done = _restore(output / "checkpoint.pt", trained, run, device)
     half = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16 or device.startswith("cuda"))
     started = time.monotonic()
@@ -407,9 +407,9 @@ def _set_rate(optimizer: torch.optim.Optimizer, settings: Settings, step: int) -
 
 
 def _digest(rows: Sequence[Row], settings: Settings, made_from: Sequence[str]) -> str:
-    """What a run must have in common with the checkpoint that it goes on from: all but how fast it runs."""
+    """What a run must have in common with the checkpoint that it goes on from: all but the machine and how fast it runs."""
     decides = {name: value for name, value in asdict(settings).items() if name not in ("threads", "workers", "save_every")}
-    text = json.dumps([decides, [row.path for row in rows], list(made_from)], sort_keys=True)
+    text = json.dumps([decides, [astuple(row) for row in rows], list(made_from)], sort_keys=True)
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 

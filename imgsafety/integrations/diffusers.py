@@ -134,7 +134,13 @@ def _item(picture: Any) -> Any:
 
 
 def _array(frame: Any, mode: str) -> npt.NDArray[Any]:
-    return np.asarray(frame.convert(mode) if isinstance(frame, Image.Image) else frame)
+    if isinstance(frame, Image.Image):
+        return np.asarray(frame.convert(mode))
+    array = np.asarray(frame)
+    if mode == "RGBA" and array.ndim == 3 and array.shape[-1] == 3:
+        opaque = 255 if array.dtype == np.uint8 else 1
+        return np.concatenate([array, np.full_like(array[..., :1], opaque)], axis=-1)
+    return array
 
 
 def _flatten(value: Any) -> list[Any]:
