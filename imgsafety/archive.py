@@ -22,6 +22,7 @@ from imgsafety.errors import ImageError
 ENDINGS = (".zip", ".cbz", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 ZIP_MAGIC = b"PK\x03\x04"
 EMPTY_ZIP_MAGIC = b"PK\x05\x06"
+LEAST_ENTRY = 64  # bytes of a zip that can hold an entry with a picture; Krita leaves out of its list one that says what a file is
 ENCRYPTED = 1  # the bit of a zip entry's flags
 MAX_PADDING = 64 * 1024 * 1024  # bytes of zeros at the end of a tar
 # A compressed tar can only be read forwards, so its members wait in memory for their turn.
@@ -115,7 +116,7 @@ def _zip(path: Path) -> Iterator[Member]:
     # The list stands at the end. Of two zips in one file, or of one that was cut off behind another, it names the last one's.
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         first = min((info.header_offset for info in entries), default=len(data))
-        if data.find(ZIP_MAGIC, 0, first) >= 0:
+        if data.find(ZIP_MAGIC, 0, max(first - LEAST_ENTRY, 0)) >= 0:
             raise zipfile.BadZipFile("its list leaves out what stands before")
 
 

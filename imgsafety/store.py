@@ -64,6 +64,9 @@ FLAGGED = "(verdict != 'allow' OR reasons != '[]')"  # `Result.flagged`, in SQL
 NUMBERS = "minimal_attire minor under_25 apparent_age apparent_age_low apparent_age_high".split()
 VERDICT_COLUMNS = ["deciding", "verdict", "reasons", "error", *NUMBERS, "attire"]
 RESULT_COLUMNS = ", ".join(["path", "sha256", "verdict", "reasons", "error", "frames", "scores", "deciding", *NUMBERS])
+# What describes a run, and what each of it holds at least.
+FACTS = {"model": {"name", "sha256", "spec"}, "policy": {"name", "sha256", "rules"}}
+FACTS |= {"settings": set(), "selection": {"paths", "sample"}}
 Heads = tuple[tuple[str, tuple[str, ...]], ...]  # names and labels, in the order of the stored scores
 
 
@@ -276,6 +279,7 @@ def open_to_write(path: str | os.PathLike[str], create: bool = True) -> Iterator
             marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT};"
             connection.executescript(f"BEGIN; {SCHEMA} {marks} COMMIT;")
         with closing(Store(path, connection)) as store:
+            _check_facts(store)
             yield store
 
 
@@ -292,7 +296,18 @@ def open_to_read(path: str | os.PathLike[str]) -> Iterator[Store]:
             raise SetupError(f"run {path} is empty: nothing was scanned into it")
         connection.execute("BEGIN")  # whatever a scan writes meanwhile, all that is read is of one moment
         with closing(Store(path, connection)) as store:
+            _check_facts(store)
             yield store
+
+
+def _check_facts(store: Store) -> None:
+    """Raise `SetupError` where what describes a run is not as it was written; a run that holds nothing has no facts."""
+    facts = {name: store.fact(name) for name in FACTS}
+    if all(value is None for value in facts.values()) and next(store.query("SELECT 1 FROM files"), None) is None:
+        return
+    for name, value in facts.items():
+        if not isinstance(value, dict) or not FACTS[name] <= value.keys():
+            raise SetupError(f"run {store.path} is damaged: its {name} is {value!r:.80}; scan anew into another --run file")
 
 
 @contextmanager

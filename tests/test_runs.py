@@ -1,9 +1,11 @@
 """Scans that are stopped, killed and gone on with; policies applied later."""
 
+import contextlib
 import os
 import random
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -244,3 +246,14 @@ def test_a_scan_after_one_that_was_given_up_loses_nothing(scanner, many, run):
         given_up.close()
         list(scan_run(scanner, store, [many]))
     assert len(stored(run)) == len([path for path in many.rglob("*") if path.is_file()]) and fact(run, "finished")
+
+
+@pytest.mark.parametrize("name", ["model", "policy", "settings", "selection"])
+@pytest.mark.parametrize("damage", ["DELETE FROM facts WHERE name = ?", "UPDATE facts SET value = '[]' WHERE name = ?"])
+def test_a_run_with_damaged_facts_is_said_to_be_damaged(scanner, toy_path, toy_policy_path, folder, run, capsys, name, damage):
+    scan(scanner, run, folder)
+    with contextlib.closing(sqlite3.connect(run)) as connection, connection:
+        connection.execute(damage, (name,))
+    model = ["--model", str(toy_path), "--policy", str(toy_policy_path)]
+    for words in (["scan", str(folder), "--run", str(run), *model], ["decide", str(run), *model[2:]], ["report", str(run)]):
+        assert main(words) == 2 and "is damaged" in capsys.readouterr().err
