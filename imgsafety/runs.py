@@ -98,14 +98,14 @@ def decide_run(store: Store, policy: Policy) -> None:
         raise SetupError(f"run {store.path} is empty: nothing was scanned into it")
     spec = from_json(store.fact("model")["spec"])
     check_fit(policy, spec.identity, score_names(spec), store.fact("model")["sha256"])
-    if (looks := _looks_taken(store)) not in KNOWN_LOOKS:
+    if store.looks not in KNOWN_LOOKS:
         raise SetupError(f"run {store.path} was scanned by a version that looks at pictures otherwise; scan again")
     if store.fact("settings").get("cascade"):
         raise SetupError(
             f"run {store.path} was scanned with --cascade: of what the first look settled it holds no scores that another "
             "policy could rely on; scan again with that policy"
         )
-    if policy.zoom and "zoom" not in looks:
+    if policy.zoom and "zoom" not in store.looks:
         raise SetupError(f"run {store.path} was scanned with a policy that does not zoom; scan again with policy {policy.name!r}")
     store.replace_verdicts(_decided(store, policy, spec), {"policy": _describe_policy(policy)})
 
@@ -200,7 +200,7 @@ def _resolve(
 
 
 def _decided(store: Store, policy: Policy, spec: ModelSpec) -> Iterator[tuple[int, Result, int | None]]:
-    after, looks = 0, _looks_taken(store)
+    after, looks = 0, store.looks
     while batch := store.pictures(after, DECIDE_BATCH):
         for id_, sha256, error, opinion in batch:
             outputs = split_columns(opinion.scores, store.heads)
@@ -209,12 +209,6 @@ def _decided(store: Store, policy: Policy, spec: ModelSpec) -> Iterator[tuple[in
             result, deciding = judge(policy, scored)
             yield id_, result, deciding
         after = batch[-1][0]
-
-
-def _looks_taken(store: Store) -> tuple[str, ...]:
-    """What the scores of each frame are looks at; nothing where an older version did not say it of a thorough scan."""
-    settings = store.fact("settings")
-    return tuple(settings.get("looks", "" if settings.get("thorough") else LOOKS[0]).split())
 
 
 def _describe_policy(policy: Policy) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from imgsafety import where
 from imgsafety.errors import SetupError
+from imgsafety.preprocess import CLOSER, LOOKS
 from imgsafety.result import SEVERITY, Decision, Reason, Result
 
 APPLICATION_ID = 0x696D6773  # "imgs", so that `file` and we can tell a run from another database
@@ -140,6 +142,12 @@ class Store:
         with _undamaged(self.path):
             return tuple((head["name"], tuple(head["labels"])) for head in json.loads(self.fact("model")["spec"])["heads"])
 
+    @cached_property
+    def looks(self) -> tuple[str, ...]:
+        """What the scores of each frame are looks at; nothing where an older version did not say it of a thorough scan."""
+        settings = self.fact("settings")
+        return tuple(settings.get("looks", "" if settings.get("thorough") else LOOKS[0]).split())
+
     def done(self, seen: Seen) -> bool:
         """True when this file was judged before and has not changed. One that could not be judged is tried again."""
         row = self._connection.execute(
@@ -188,7 +196,7 @@ class Store:
         """Return the stored result for these bytes, without a path, or none."""
         columns = RESULT_COLUMNS.replace("path", "NULL")
         row = self._connection.execute(f"SELECT {columns} FROM pictures WHERE sha256 = ?", (sha256,)).fetchone()  # noqa: S608
-        return self._result(row) if row else None
+        return self._result(row, self._joined_looks()) if row else None
 
     def count(self) -> dict[str, int]:
         """Return how many files have each verdict, and how many are `flagged` (see `Result.flagged`)."""
@@ -198,14 +206,20 @@ class Store:
         ((flagged,),) = self.query(f"SELECT count(*) FROM results WHERE {FLAGGED}")  # noqa: S608  # our own
         return {**verdicts, "flagged": flagged}
 
-    def results(self, view: str = "results", where: str = "1") -> Iterator[Result]:
-        """Yield stored results in the order of their paths. view: `results` or `distinct_results`; where: SQL."""
-        for row in self.query(f"SELECT {RESULT_COLUMNS} FROM {view} WHERE {where} ORDER BY path"):  # noqa: S608  # our own words
-            yield self._result(row)
+    def results(self, view: str = "results", condition: str = "1") -> Iterator[Result]:
+        """Yield stored results in the order of their paths. view: `results` or `distinct_results`; condition: SQL."""
+        looks = self._joined_looks()
+        for row in self.query(f"SELECT {RESULT_COLUMNS} FROM {view} WHERE {condition} ORDER BY path"):  # noqa: S608  # our own words
+            yield self._result(row, looks)
 
-    def _result(self, row: tuple[Any, ...]) -> Result:
+    def _joined_looks(self) -> tuple[str, ...]:
+        """The looks of each frame where the policy joins them, else nothing."""
+        policy = self.fact("policy")
+        return self.looks if policy and policy.get("zoom") else ()
+
+    def _result(self, row: tuple[Any, ...], looks: tuple[str, ...]) -> Result:
         with _undamaged(self.path):
-            return _to_result(row, self.heads)
+            return _to_result(row, self.heads, looks)
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield the rows of a SELECT on the tables above."""
@@ -392,7 +406,8 @@ def _storable(text: str | None) -> str | None:
     return None if text is None else text.encode(errors="backslashreplace").decode()
 
 
-def _to_result(row: tuple[Any, ...], heads: Heads) -> Result:
+def _to_result(row: tuple[Any, ...], heads: Heads, looks: tuple[str, ...]) -> Result:
+    """looks: those that each frame was given, for a policy that joins them; else none."""
     path, sha256, verdict, reasons, error, frames, scores, deciding, *numbers = row
     chosen: dict[str, dict[str, float]] = {}
     frame = None
@@ -400,7 +415,8 @@ def _to_result(row: tuple[Any, ...], heads: Heads) -> Result:
         opinion = _to_opinion(frames, scores, sum(len(labels) for _, labels in heads))
         frame = opinion.frames[deciding]
         columns = split_columns(opinion.scores, heads)
-        chosen = {name: dict(zip(labels, columns[name][deciding].astype(float).tolist(), strict=True)) for name, labels in heads}
+        decided = {name: column[deciding].astype(float) for name, column in columns.items()} | _together(columns, deciding, looks)
+        chosen = {name: dict(zip(labels, decided[name].tolist(), strict=True)) for name, labels in heads}
     if verdict not in SEVERITY:
         raise ValueError(f"it holds the verdict {verdict!r}")
     decision: Decision = verdict
@@ -408,6 +424,20 @@ def _to_result(row: tuple[Any, ...], heads: Heads) -> Result:
     name = None if path is None else os.fsdecode(path)
     numbered = dict(zip(NUMBERS, numbers, strict=True))
     return Result(name, decision, tuple(named), error, sha256, frame, **numbered, scores=chosen)
+
+
+def _together(
+    columns: Mapping[str, npt.NDArray[np.float32]], deciding: int, looks: tuple[str, ...]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """What a whole that decided and a closer look say together of the head that zooms are for, if there was one."""
+    if not looks or deciding % len(looks):
+        return {}
+    closer = [deciding + at for at, look in enumerate(looks) if look in CLOSER]
+    taken = [row for row in closer if any(not np.array_equal(column[row], column[deciding]) for column in columns.values())]
+    if not taken:
+        return {}
+    whole, part = (columns[where.HEAD][row].astype(float) for row in (deciding, taken[0]))
+    return {where.HEAD: where.pool(whole, part)}
 
 
 def _to_opinion(frames: str, scores: bytes, width: int) -> Opinion:

@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from imgsafety import load_policy
 from imgsafety.cli import cli
 
 ROOT = Path(__file__).parents[1]
@@ -107,3 +108,10 @@ def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed(file, co
     allowed = optional + (project["dependencies"] if core else [])
     tested = (ROOT / ".ci" / file).read_text(encoding="utf-8").splitlines()
     assert lowest(line for line in tested if not line.startswith("#")) == lowest(allowed)
+
+
+def test_the_thresholds_beside_the_rules_are_those_of_the_default_policy():
+    lines = {line.split("`")[1]: line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")}
+    for rule in load_policy().rules:
+        for value in (*rule.when.values(), *rule.before_below.values()):
+            assert f"{value:.2f}" in lines[rule.name], (rule.name, value)

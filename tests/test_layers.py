@@ -13,9 +13,9 @@ PACKAGE = Path(imgsafety.__file__).parent
 LAYERS = (
     {"errors", "resample"},
     {"result"},
-    {"spec", "archive", "png"},
+    {"spec", "archive", "png", "where"},
     {"preprocess"},
-    {"source", "decode", "session", "policy", "flagged", "sink", "audit_log", "where", "store", "prevalence"},
+    {"source", "decode", "session", "policy", "flagged", "sink", "audit_log", "store", "prevalence"},
     {"tensor", "batching", "isolate", "selftest", "report"},
     {"scan", "page"},
     {"runs", "watch"},

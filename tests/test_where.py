@@ -150,6 +150,7 @@ def test_a_run_with_zooms_is_decided_as_a_scan_would(toy_path: Path, tmp_path: P
             decide_run(store, parse_policy(text))
             (stored,), live = store.results(), Scanner(toy_path, parse_policy(text)).check(tmp_path / "a.png")
             assert (stored.verdict, stored.minimal_attire) == (live.verdict, pytest.approx(live.minimal_attire, rel=1e-5))
+            assert stored.scores["attire"] == pytest.approx(live.scores["attire"], rel=1e-5)
 
 
 def test_a_cascade_says_why_it_is_not_decided_anew(toy_path: Path, tmp_path: Path) -> None:

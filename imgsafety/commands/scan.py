@@ -204,7 +204,7 @@ def _scan_into(run: str, format_: str, scanner: Scanner, paths: list[str], selec
     with open_to_write(run) as store, stop_on_signals() as received:
         results = scan_run(scanner, store, paths, selection, stop=lambda: bool(received))
         # Whichever call judged them, what is written holds all of the run; of those that text leaves out none are read.
-        earlier = store.results(where=FLAGGED_ROWS if format_ == "text" else "1")
+        earlier = store.results(condition=FLAGGED_ROWS if format_ == "text" else "1")
         counts = store.count()
         done = sum(counts.values()) - counts["flagged"]  # which are counted by their verdicts as well
         write(with_progress(results, partial(source.find_images, paths, selection), done), earlier)
