@@ -255,9 +255,9 @@ def _say_minors(summary: Mapping[str, Any]) -> str:
     if figures["minor"]["corrected"]:
         return f"Of all, {minor} show somebody who appears to be a minor. "
     both = figures["minor_in_minimal_attire"]
-    of_those = f"Of those with minimal attire {_say(both, corrects=False)}, and of" if both["of"] else "Of"
+    who = f"Of those with minimal attire {_say(both, corrects=False)}, and of all {minor}," if both["of"] else f"Of all, {minor}"
     return (
-        f"{of_those} all {minor}, reach the score of an apparent minor ({threshold:.2g}). "
+        f"{who} reach the score of an apparent minor ({threshold:.2g}). "
         "Adults whom the model takes for minors are counted with them, and can be most of them. "
     )
 
