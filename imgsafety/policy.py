@@ -60,8 +60,7 @@ class Rule:
     def __post_init__(self) -> None:
         """Refuse what can never fire, or not be decided. Raises `PolicyError`."""
         where = f"rule {self.name!r}"
-        if self.verdict not in OUTCOMES:
-            raise PolicyError(f"{where}: verdict {self.verdict!r} is not one of {', '.join(OUTCOMES)}")
+        _check_outcome(self.verdict, where)
         _thresholds(dict(self.when), f"{where}: when")
         if self.before_below:
             _thresholds(dict(self.before_below), f"{where}: before_below")
@@ -168,17 +167,20 @@ def _parse_rule(entry: Any, where: str) -> Rule:
     if not isinstance(entry, dict):
         raise PolicyError(f"{where}: rules must be [[rules]] tables")
     name = _text(entry, "name", where)
-    source, where = where, f"{where}: rule {name!r}"
+    where = f"{where}: rule {name!r}"
     unknown = set(entry) - {"name", "verdict", "when", "before_below"}
     if unknown:
         raise PolicyError(f"{where}: unknown key {sorted(unknown)[0]!r}")
     verdict = _text(entry, "verdict", where)
+    _check_outcome(verdict, where)
     when = _thresholds(entry.get("when"), f"{where}: when")
     before = _thresholds(entry["before_below"], f"{where}: before_below") if "before_below" in entry else {}
-    try:
-        return Rule(name, verdict, when, before)
-    except PolicyError as problem:
-        raise PolicyError(f"{source}: {problem}") from None
+    return Rule(name, verdict, when, before)
+
+
+def _check_outcome(verdict: str, where: str) -> None:
+    if verdict not in OUTCOMES:
+        raise PolicyError(f"{where}: verdict {verdict!r} is not one of {', '.join(OUTCOMES)}")
 
 
 def _thresholds(value: Any, where: str) -> dict[str, float]:

@@ -34,9 +34,7 @@ from imgsafety.spec import ModelSpec, from_json, to_json
 from imgsafety.store import Entry, Opinion, Seen, Store, split_columns
 
 DECIDE_BATCH = 1000
-# The options of the command behind what a run records of its settings and selection.
-OPTIONS = {"max_pixels": "--max-pixels", "max_files": "--max-files"}
-OPTIONS |= {name: f"--{name}" for name in ("provider", "frames", "thorough", "cascade", "sample", "seed", "include", "exclude")}
+NO_OPTIONS = ("paths", "looks")  # what a run records of its settings and selection besides options of the command
 # That the scores of a run can be of, in this order.
 KNOWN_LOOKS = (LOOKS[:1], LOOKS[:2], LOOKS, with_half(LOOKS[:2]), with_half(LOOKS))
 
@@ -145,7 +143,7 @@ def refuse_changes(run: object, stored: Mapping[str, Any], facts: Mapping[str, A
         for name, value in facts[part].items():
             before = stored[part].get(name)
             if before != value:
-                option = f" ({OPTIONS[name]})" if name in OPTIONS else ""
+                option = "" if part == "model" or name in NO_OPTIONS else f" (--{name.replace('_', '-')})"
                 raise SetupError(
                     f"run {run} was made with {part} {name} {_short(before)}, not {_short(value)}{option}; "
                     "give the same as before to go on with it, or name another run"

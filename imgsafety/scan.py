@@ -167,11 +167,10 @@ class Scanner:
         """
         _require_many(items)
         items = list(items)
-        if before is not None:
-            _require_many(before)
-            before = list(before)
         if before is None:
             return [self._decide(scored) for scored in self._look(items, self.session)]
+        _require_many(before)
+        before = list(before)
         if not len(before):
             missing = Scored(None, None, error="there is none")
             return [self._decide_edit(missing, one) for one in self._look(items, self.session)]

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import io
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -112,7 +113,7 @@ def _keeps(selection: Selection, name: str, item: object) -> bool:
 def _is_opaque(item: object) -> bool:
     if isinstance(item, Member):
         return item.opaque
-    return isinstance(item, Path) and (os.path.isdir(item) or _is_hidden(item))
+    return isinstance(item, Path) and _is_closed(item)
 
 
 def _sample(kept: Callable[[], Iterator[tuple[str, T]]], count: int, seed: int) -> Iterator[T]:
@@ -200,17 +201,18 @@ def _open(path: Path, named: bool) -> Iterator[Path | Member]:
             yield from _pictures_in(path)
         elif named or looks_like_image(head):
             yield path
-    elif named or is_archive(path.name) or os.path.isdir(path) or _is_hidden(path):  # a folder that could not be listed
+    elif named or is_archive(path.name) or _is_closed(path):
         yield path
 
 
-def _is_hidden(path: Path) -> bool:
-    """True for what is there and does not let itself be looked at: it may be a picture."""
+def _is_closed(path: Path) -> bool:
+    """True for a folder, which could not be listed, and for what does not let itself be looked at: it may be a picture."""
     try:
-        path.stat()
+        return stat.S_ISDIR(path.stat().st_mode)
+    except ValueError:  # a NUL byte in the name
+        return True
     except OSError as problem:
         return problem.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # links to nothing
-    return False
 
 
 def list_file(path: Path) -> Iterator[Path | Member]:

@@ -75,9 +75,9 @@ def _rested(paths: Iterable[Path], resting: dict[Path, tuple[str, float, float]]
         before, since, first = resting.pop(path, ("", now, now))
         if not mark:  # gone, as temporary names are; another file may come by its name
             judged.pop(path, None)
-        if not mark or judged.get(path) == mark:
+        elif judged.get(path) == mark:
             continue
-        if (mark == before and now - since >= REST) or now - first >= GIVE_UP:
+        elif (mark == before and now - since >= REST) or now - first >= GIVE_UP:
             judged[path] = mark
             ready.append(path)
         else:

@@ -46,7 +46,6 @@ def main(data: Path, cache: Path, settings_path: Path) -> None:
 
 def mend(rows: Sequence[Row], folds: Sequence[str], folder: Path) -> list[str]:
     """Return the folds with each group of look-alikes whole, in the first of `FOLDS` that holds one of it."""
-    _refuse_contradictions(rows, folder)
     free = [index for index, row in enumerate(rows) if not row.fold]
     roots = groups_of([rows[index] for index in free], folder)
     first: dict[int, int] = {}
@@ -86,8 +85,8 @@ def groups_of(rows: Sequence[Row], folder: Path) -> list[int]:
 
 def load_or_split(rows: Sequence[Row], folder: Path, cache: Path) -> list[str]:
     """Like `split`, kept in a CSV file `path,fold` that is made when it is not there."""
-    _refuse_contradictions(rows, folder)
     if cache.is_file():
+        _refuse_contradictions(rows, folder)  # as `split` does
         with cache.open(newline="") as file:
             folds = dict(csv.reader(file))
         if missing := next((row.path for row in rows if not row.fold and row.path not in folds), None):
