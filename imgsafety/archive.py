@@ -9,15 +9,17 @@ import calendar
 import io
 import mmap
 import os
-import tarfile
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imgsafety.errors import ImageError
+
+if TYPE_CHECKING:
+    import tarfile
+    import zipfile
 
 ENDINGS = (".zip", ".cbz", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 ZIP_MAGIC = b"PK\x03\x04"
@@ -82,6 +84,9 @@ def _refusal(why: str) -> Callable[[int], bytes]:
 
 def _is_zip(path: Path) -> bool:
     """By its first bytes: a tar that ends with a zip would pass for that zip. A zip may also stand behind a program."""
+    import tarfile  # these two are imported where an archive is read: most scans meet none, and need not wait for them
+    import zipfile
+
     with path.open("rb") as file:
         if file.read(4) in (ZIP_MAGIC, EMPTY_ZIP_MAGIC):
             return True
@@ -97,10 +102,12 @@ def _nanoseconds(seconds: Callable[[Any], float], date: Any) -> int | None:
 
 
 def _zip(path: Path) -> Iterator[Member]:
+    import zipfile
+
     archive = zipfile.ZipFile(path)  # closed when its last member is dropped
     lock = threading.Lock()
 
-    def reader(info: zipfile.ZipInfo) -> Callable[[int], bytes]:
+    def reader(info: "zipfile.ZipInfo") -> Callable[[int], bytes]:
         def read(limit: int) -> bytes:
             with lock, archive.open(info) as file:
                 return file.read(limit)
@@ -121,6 +128,8 @@ def _zip(path: Path) -> Iterator[Member]:
 
 
 def _tar(path: Path) -> Iterator[Member]:
+    import tarfile
+
     with tarfile.open(path, errorlevel=2) as archive:
         plain = isinstance(archive.fileobj, io.BufferedReader)
         while (info := archive.next()) is not None:
@@ -130,8 +139,10 @@ def _tar(path: Path) -> Iterator[Member]:
         _check_end(archive)
 
 
-def _check_end(archive: tarfile.TarFile) -> None:
+def _check_end(archive: "tarfile.TarFile") -> None:
     """Raise `ReadError` unless a tar ends as it should: `next` takes a damaged header for the end."""
+    import tarfile
+
     file, length = archive.fileobj, 0
     assert file is not None  # noqa: S101  # for the type checker
     file.seek(archive.offset)
@@ -143,7 +154,7 @@ def _check_end(archive: tarfile.TarFile) -> None:
         raise tarfile.ReadError("its end is missing")
 
 
-def _tar_reader(path: Path, archive: tarfile.TarFile, info: tarfile.TarInfo, plain: bool) -> Callable[[int], bytes]:
+def _tar_reader(path: Path, archive: "tarfile.TarFile", info: "tarfile.TarInfo", plain: bool) -> Callable[[int], bytes]:
     if not info.isreg() or info.issparse():
         return _refusal("is a link, a device or a sparse file inside an archive; unpack the archive")
     if plain:

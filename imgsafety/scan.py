@@ -461,6 +461,8 @@ def _check_cascade(scanner: Scanner) -> None:
         raise SetupError(f"{session.path}: the model takes pictures of one side only; export it again for a cascade")
     if not policy.cascade:
         raise SetupError(f"policy {policy.name!r} has no [cascade] table; make one with training.calibrate")
+    side = session.spec.first_size
+    session.run(np.zeros((1, side, side, 3), np.uint8))  # so that a file whose first look is damaged fails now
     for rule in policy.rules:
         if not any(value <= rule.when.get(name, -1.0) for name, value in policy.cascade.items()):
             raise SetupError(f"policy {policy.name!r}: rule {rule.name!r} can fire whatever [cascade] says; it names no such score")

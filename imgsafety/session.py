@@ -5,11 +5,12 @@ temperatures and softmax itself. What a reader would get wrong: a damaged model 
 NaN, and `nan >= threshold` is false, so everything would pass. `Session` refuses such answers.
 """
 
+import base64
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from imgsafety.errors import ModelError, SetupError
 from imgsafety.result import Plane, Rgb, Scores
-from imgsafety.spec import METADATA_KEY, Head, ModelSpec, from_json, shipped_file
+from imgsafety.spec import FIRST_KEY, METADATA_KEY, Head, ModelSpec, from_json, shipped_file
 
 MODEL_FILE = "imgsafety-v1.onnx"
 PROVIDERS = {
@@ -57,12 +58,30 @@ class Session:
         self.sha256 = hashlib.sha256(data).hexdigest()
         _check_sha256(self.path, self.sha256)
         self._runtime = _open_runtime(data, self.path, provider, threads)
-        self.provider = provider
-        self.spec = _read_spec(self._runtime, self.path)
-        self._input = _check_graph(self._runtime, self.spec, self.path)
+        self.provider, self._threads = provider, threads
+        properties = self._runtime.get_modelmeta().custom_metadata_map
+        self.spec, self._first = _read_spec(properties, self.path), properties.get(FIRST_KEY)
+        sides = [self.spec.size] if self._first or not self.spec.first_size else [self.spec.size, self.spec.first_size]
+        _check_graph(self._runtime, self.spec, sides, self.path)
         outputs = {output.name for output in self._runtime.get_outputs()}
         self.has_maps = all(head.name + MAP_SUFFIX in outputs for head in self.spec.heads)
         self.finds_people = PEOPLE_MAP in outputs
+
+    @cached_property
+    def _first_runtime(self) -> Any:
+        """What takes first looks: where the file has a model of its own for them, that, made when it is asked for.
+
+        Most scanners have no cascade, and need not wait for it.
+        """
+        if not self._first:
+            return self._runtime
+        try:
+            data = base64.b64decode(self._first, validate=True)
+        except ValueError as problem:
+            raise ModelError(f"{self.path}: its model for first looks cannot be read: {problem}") from problem
+        runtime = _open_runtime(data, self.path, self.provider, self._threads)
+        _check_graph(runtime, self.spec, [self.spec.first_size], self.path)
+        return runtime
 
     def run(self, pixels: Rgb, maps: bool | Collection[str] = False) -> list[Scores]:
         """Judge `uint8 (batch, side, side, 3)`; one `Scores` per row, in order. side: `spec.size`, or `spec.first_size`.
@@ -83,8 +102,9 @@ class Session:
         if maps:
             names += [name + MAP_SUFFIX for name in names if maps is True or name in maps]
             names += [PEOPLE_MAP] if self.finds_people else []
+        runtime = self._runtime if shape[1] == size else self._first_runtime
         try:
-            answers = self._answer(names, pixels)
+            answers = self._answer(runtime, names, pixels)
         except Exception as problem:  # onnxruntime raises unrelated classes of its own, also on lack of memory
             raise ModelError(f"{self.path}: inference failed: {problem}") from problem
         outputs = dict(zip(names, answers, strict=True))
@@ -94,22 +114,23 @@ class Session:
             _check_chances(outputs[PEOPLE_MAP], len(pixels))
         return read_out(self.spec, outputs)
 
-    def _answer(self, names: list[str], pixels: Rgb) -> list[npt.NDArray[Any]]:
+    def _answer(self, runtime: Any, names: list[str], pixels: Rgb) -> list[npt.NDArray[Any]]:
         answers: list[npt.NDArray[Any]]
+        name = runtime.get_inputs()[0].name
         if isinstance(pixels, np.ndarray):
-            answers = self._runtime.run(names, {self._input: pixels})
+            answers = runtime.run(names, {name: pixels})
             return answers
         if self.provider == "cpu" or not pixels.is_cuda or pixels.device.index != DEVICE:
-            return self._answer(names, pixels.cpu().numpy())
+            return self._answer(runtime, names, pixels.cpu().numpy())
         import torch  # whoever has a tensor has it
 
         pixels = pixels.contiguous()
         torch.cuda.current_stream(pixels.device).synchronize()  # the runtime has a stream of its own, which would not wait
-        binding = self._runtime.io_binding()
-        binding.bind_input(self._input, "cuda", DEVICE, np.uint8, tuple(pixels.shape), pixels.data_ptr())
-        for name in names:
-            binding.bind_output(name)  # in the host's memory
-        self._runtime.run_with_iobinding(binding)
+        binding = runtime.io_binding()
+        binding.bind_input(name, "cuda", DEVICE, np.uint8, tuple(pixels.shape), pixels.data_ptr())
+        for output in names:
+            binding.bind_output(output)  # in the host's memory
+        runtime.run_with_iobinding(binding)
         answers = binding.copy_outputs_to_cpu()
         return answers
 
@@ -154,29 +175,27 @@ def _open_runtime(data: bytes, path: Path, provider: str, threads: int) -> Any:
     return runtime
 
 
-def _read_spec(runtime: Any, path: Path) -> ModelSpec:
-    text = runtime.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+def _read_spec(properties: Mapping[str, str], path: Path) -> ModelSpec:
+    text = properties.get(METADATA_KEY)
     if text is None:
         raise ModelError(f"{path} has no imgsafety spec inside; export it with training.export")
     return from_json(text)
 
 
-def _check_graph(runtime: Any, spec: ModelSpec, path: Path) -> str:
-    """Hold the graph against its spec; return the name of the input."""
+def _check_graph(runtime: Any, spec: ModelSpec, sides: list[int], path: Path) -> None:
+    """Hold a graph against the spec and the sides that it has to take."""
     inputs = runtime.get_inputs()
     found = [(entry.type, entry.shape) for entry in inputs]
     # Names instead of numbers: the graph takes any side.
     shapes = [[side if isinstance(side, int) else "any" for side in shape[1:]] for _, shape in found]
-    any_side, one_side = ["any", "any", 3], [spec.size, spec.size, 3]
-    fitting = [any_side] if spec.first_size else [any_side, one_side]
+    fitting = [["any", "any", 3], *([side, side, 3] for side in sides[:1] if len(sides) == 1)]
     if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or shapes[0] not in fitting:
-        first = f" or (batch, {spec.first_size}, {spec.first_size}, 3)" if spec.first_size else ""
-        raise ModelError(f"{path}: input is {found}, not uint8 (batch, {spec.size}, {spec.size}, 3){first}")
+        wanted = " or ".join(f"(batch, {side}, {side}, 3)" for side in sides)
+        raise ModelError(f"{path}: input is {found}, not uint8 {wanted}")
     outputs = {output.name: output.shape for output in runtime.get_outputs()}
     for head in spec.heads:
         if outputs.get(head.name, [0])[-1] != len(head.labels):
             raise ModelError(f"{path}: no output {head.name!r} with {len(head.labels)} labels as its spec says")
-    return str(inputs[0].name)
 
 
 def _check_distribution(head: Head, answer: npt.NDArray[np.float32], rows: int) -> None:

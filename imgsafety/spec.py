@@ -15,6 +15,7 @@ from typing import Any, Literal
 from imgsafety.errors import ModelError
 
 METADATA_KEY = "imgsafety"
+FIRST_KEY = "imgsafety.first"  # of the model for first looks, in base64
 FORMAT = 1
 
 
@@ -59,7 +60,7 @@ def _middles(edges: tuple[float, ...]) -> tuple[float, ...]:
 class ModelSpec:
     """Name, version, sides of the input in pixels, and heads of one model file.
 
-    size: the side of a picture. first_size: the side of a first look of a cascade; 0 where the graph takes no other side.
+    size: the side of a picture. first_size: the side of a first look of a cascade; 0 where the file takes no other side.
     """
 
     name: str

@@ -1,9 +1,10 @@
 """Changes to an exported model file that need no torch: its temperatures and biases, its spec, its checksum, its two looks.
 
-A file may hold two networks: one branch of the graph for pictures of the whole side, one for the first look of a cascade.
-Each branch has its weights inside, so the runtime makes as much of it as of a graph of its own.
+A file may hold two networks: its graph judges pictures of the whole side; the one for the first look of a cascade is a model of
+its own among the metadata. So there is one file and one checksum, and whoever asks for no cascade does not wait for it.
 """
 
+import base64
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,10 +16,9 @@ import numpy.typing as npt
 import onnx
 from onnx.numpy_helper import from_array, to_array
 
-from imgsafety.spec import METADATA_KEY, ModelSpec, from_json, to_json
+from imgsafety.spec import FIRST_KEY, METADATA_KEY, ModelSpec, from_json, to_json
 
 TEMPERATURE_SUFFIX, BIAS_SUFFIX = "_temperature", "_bias"
-BRANCHES = {"else_branch": "whole_", "then_branch": "first_"}  # of the `If`, and what the names in each begin with
 HALVED_SIZE = 1024  # numbers in a weight from which on it is stored in half precision; the small ones are biases
 
 
@@ -82,36 +82,28 @@ def _write(constant: onnx.TensorProto, value: npt.NDArray[Any]) -> npt.NDArray[n
 
 
 def join_looks(whole: onnx.ModelProto, first: onnx.ModelProto | None = None) -> onnx.ModelProto:
-    """Return a model that answers with `first` where the pictures are smaller than the spec of `whole` says.
+    """Return a file that answers with `first` where the pictures are as small as the first look in the spec of `whole` says.
 
-    Both take any side and give the same outputs. Without a first one, `whole` is returned.
+    Both give the same outputs, each for its side alone from then on. Without a first one, `whole` is returned.
     """
     if first is None:
         return whole
-    pixels, names = whole.graph.input[0].name, [output.name for output in whole.graph.output]
-    looks = zip(BRANCHES.items(), (whole, first), strict=True)
-    branches = {branch: _renamed(model.graph, "", prefix, pixels) for (branch, prefix), model in looks}
-    for branch in branches.values():
-        del branch.input[:]  # it sees the pictures of the graph around it
-    nodes = [
-        onnx.helper.make_node("Shape", [pixels], ["sides"], start=1, end=2),
-        onnx.helper.make_node("Squeeze", ["sides"], ["side"]),
-        onnx.helper.make_node("Less", ["side", "whole_side"], ["is_first"]),
-        onnx.helper.make_node("If", ["is_first"], names, "looks", **branches),
-    ]
-    side = from_array(np.array(read_spec(whole).size, dtype=np.int64), "whole_side")
-    return _like(whole, onnx.helper.make_graph(nodes, "looks", whole.graph.input, whole.graph.output, [side]))
+    spec = read_spec(whole)
+    joined = _of_side(whole, spec.size)
+    data = _of_side(first, spec.first_size).SerializeToString()
+    onnx.helper.set_model_props(joined, {**_properties(whole), FIRST_KEY: base64.b64encode(data).decode()})
+    return joined
 
 
 def split_looks(model: onnx.ModelProto) -> list[onnx.ModelProto]:
     """Return the models that `join_looks` made one of, the whole first; a model that was not joined is alone."""
-    branches = {attribute.name: attribute.g for node in model.graph.node if node.op_type == "If" for attribute in node.attribute}
-    if set(branches) != set(BRANCHES):
+    properties = _properties(model)
+    if FIRST_KEY not in properties:
         return [model]
-    looks = [_renamed(branches[branch], prefix, "", model.graph.input[0].name) for branch, prefix in BRANCHES.items()]
-    for look in looks:
-        look.input.extend(model.graph.input)
-    return [_like(model, look) for look in looks]
+    first, whole = onnx.load_from_string(base64.b64decode(properties.pop(FIRST_KEY))), onnx.ModelProto()
+    whole.CopyFrom(model)
+    onnx.helper.set_model_props(whole, properties)
+    return [whole, first]
 
 
 def halve_weights(model: onnx.ModelProto) -> None:
@@ -127,24 +119,14 @@ def halve_weights(model: onnx.ModelProto) -> None:
         graph.node.insert(0, cast)
 
 
-def _renamed(graph: onnx.GraphProto, before: str, after: str, kept: str) -> onnx.GraphProto:
-    """A copy in which every name begins with `after` instead of `before`, but for `kept`."""
-
-    def rename(name: str) -> str:
-        return after + name.removeprefix(before) if name not in ("", kept) else name  # none is an input that is left out
-
-    other = onnx.GraphProto()
-    other.CopyFrom(graph)
-    del other.value_info[:]
-    for node in other.node:
-        node.input[:] = [rename(name) for name in node.input]
-        node.output[:] = [rename(name) for name in node.output]
-    for value in (*other.initializer, *other.output):
-        value.name = rename(value.name)
+def _of_side(model: onnx.ModelProto, side: int) -> onnx.ModelProto:
+    """A copy that takes pictures of one side, which the runtime prepares in less time than for any."""
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    for dimension in other.graph.input[0].type.tensor_type.shape.dim[1:3]:
+        dimension.dim_value = side
     return other
 
 
-def _like(model: onnx.ModelProto, graph: onnx.GraphProto) -> onnx.ModelProto:
-    other = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    onnx.helper.set_model_props(other, {entry.key: entry.value for entry in model.metadata_props})
-    return other
+def _properties(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}

@@ -59,8 +59,7 @@ def quantize(model: Path, output: Path, rows: list[Row], folder: Path) -> None:
     spec = read_spec(looks[0])
     pixels = np.stack([to_pixels(read_image(row, folder, spec.size), spec.size) for row in rows])
     seen = [pixels, shrink(pixels, spec.first_size)] if len(looks) > 1 else [pixels]
-    joined = join_looks(*(_quantized(look, some) for look, some in zip(looks, seen, strict=True)))
-    write_model(settled(joined), output)
+    write_model(join_looks(*(settled(_quantized(look, some)) for look, some in zip(looks, seen, strict=True))), output)
 
 
 def settled(model: onnx.ModelProto) -> onnx.ModelProto:
