@@ -163,6 +163,15 @@ def test_too_few_pictures_are_refused_and_nothing_is_written(labelled, toy_path)
     assert not output.exists()
 
 
+def test_all_that_is_lacking_is_named_at_once(labelled, toy_path):
+    for label in ("minimal", "minor"):
+        for path in list((labelled / label).iterdir())[20:]:
+            path.unlink()
+    ran, _ = calibrate(labelled, toy_path, "--target-miss", "0.1")
+    lacking = [line.partition(" labelled cases")[0] for line in ran.output.splitlines() if "at least 29 are needed" in line]
+    assert lacking == ["Error: when minor: 20", "when exposed: 20", "when under_25: 20", "when minimal_attire: 20"]
+
+
 def test_unreadable_pictures_are_no_cases(labelled, toy_path):
     for path in (labelled / "minimal").iterdir():
         path.write_bytes(b"not a picture")

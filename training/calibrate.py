@@ -152,6 +152,7 @@ def calibrate(
 
     left_out: sources that are not among `rows`, for the record.
     """
+    _require_cases(rows, recipe, target_miss, confidence)
     scored = map(together, scanner.score(data / row.path for row in rows))
     readable = [(row, one) for row, one in zip(rows, scored, strict=True) if not one.error]
     if len(readable) < len(rows):
@@ -183,6 +184,23 @@ def calibrate(
     header = _header(scanner, data, name, recipe["about"], confidence, left_out)
     record = "\n".join(_record(promise, threshold) for promise, threshold in found.items())
     return header + "\n" + "\n\n".join(rules) + "\n\n# What each threshold promises, and the pictures it rests on.\n" + record
+
+
+def _require_cases(rows: Sequence[Row], recipe: dict[str, Any], target_miss: float | None, confidence: float) -> None:
+    """Raise `TooFewRowsError` that names everything that is lacking, before the pictures are judged, which takes minutes."""
+    promises = [
+        (key, score, target_miss or miss)
+        for rule in recipe["rules"]
+        for key in CONDITIONS
+        for score, miss in rule.get(key, {}).items()
+    ]
+    lacking = []
+    for key, score, miss in dict.fromkeys(promises):
+        count = int(cases_of(rows, key, score)[0].sum())
+        if count < cases_needed(miss, confidence):
+            lacking.append(_too_few(f"{key} {score}", count, miss, confidence))
+    if lacking:
+        raise TooFewRowsError("\n".join(lacking))
 
 
 def _highest(scored: Sequence[Scored], look: str, score: str) -> Values:
@@ -325,12 +343,20 @@ def certified_threshold(scores: Values, target_miss: float, confidence: float, w
     allowed = np.arange(len(scores))
     passing = stats.binom.cdf(allowed, len(scores), target_miss) <= 1 - confidence
     if not passing.any():
-        needed = int(np.ceil(np.log(1 - confidence) / np.log(1 - target_miss)))
-        raise TooFewRowsError(
-            f"{what}: {len(scores)} labelled cases cannot promise a miss rate of {target_miss:g} with confidence "
-            f"{confidence:g}; at least {needed} are needed"
-        )
+        raise TooFewRowsError(_too_few(what, len(scores), target_miss, confidence))
     return float(np.sort(scores)[allowed[passing].max()])
+
+
+def cases_needed(target_miss: float, confidence: float) -> int:
+    """The fewest labelled cases that can promise a miss rate, if none of them is missed."""
+    return int(np.ceil(np.log(1 - confidence) / np.log(1 - target_miss)))
+
+
+def _too_few(what: str, count: int, target_miss: float, confidence: float) -> str:
+    return (
+        f"{what}: {count} labelled cases cannot promise a miss rate of {target_miss:g} with confidence {confidence:g}; "
+        f"at least {cases_needed(target_miss, confidence)} are needed"
+    )
 
 
 def _header(scanner: Scanner, data: Path, name: str, about: str, confidence: float, left_out: Sequence[str]) -> str:
