@@ -77,8 +77,15 @@ def export(network: Network, spec: ModelSpec, output: Path, first: Network | Non
 
 @torch.no_grad()
 def fold(network: Network) -> None:
-    """Fold batch norms into the weights before them, and round the weights to the half precision that they are stored in."""
+    """Fold batch norms into the weights before them, and round the weights to the half precision that they are stored in.
+
+    A mean and a deviation that all channels share become one number: the runtime would take a sixth of its time to apply three.
+    """
     network.eval().to(memory_format=torch.contiguous_format)
+    for name in ("mean", "deviation"):
+        value = getattr(network, name)
+        if (value == value[:, :1]).all():
+            setattr(network, name, value[:, :1].clone())
     cut = network.finder_layer - len(network.layers)
     network.layers = nn.Sequential(fuse(network.layers))
     for name, tower in network.towers.items():
