@@ -188,7 +188,7 @@ def _check_graph(runtime: Any, spec: ModelSpec, sides: list[int], path: Path) ->
     found = [(entry.type, entry.shape) for entry in inputs]
     # Names instead of numbers: the graph takes any side.
     shapes = [[side if isinstance(side, int) else "any" for side in shape[1:]] for _, shape in found]
-    fitting = [["any", "any", 3], *([side, side, 3] for side in sides[:1] if len(sides) == 1)]
+    fitting = [["any", "any", 3]] if len(sides) > 1 else [["any", "any", 3], [*sides, *sides, 3]]
     if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or shapes[0] not in fitting:
         wanted = " or ".join(f"(batch, {side}, {side}, 3)" for side in sides)
         raise ModelError(f"{path}: input is {found}, not uint8 {wanted}")

@@ -178,6 +178,17 @@ def test_a_bias_gives_up_what_rounded_weights_add_on_average():
     assert bias == [92]  # 100 - 0.04 x 2 / 0.01
 
 
+def test_a_mean_that_all_channels_share_is_exported_as_one_number():
+    network = untrained()
+    network.mean = torch.full((1, 3, 1, 1), 127.5)
+    with torch.no_grad():
+        export.fold(network)
+        before = network.answer(PIXELS)
+        assert (network.mean.numel(), network.deviation.numel()) == (1, 3)
+        network.mean = torch.full((1, 3, 1, 1), 127.5)
+        assert all(map(torch.equal, before, network.answer(PIXELS)))
+
+
 def test_each_look_has_temperatures_of_its_own(model):
     import onnx
 

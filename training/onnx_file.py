@@ -120,7 +120,7 @@ def halve_weights(model: onnx.ModelProto) -> None:
 
 
 def _of_side(model: onnx.ModelProto, side: int) -> onnx.ModelProto:
-    """A copy that takes pictures of one side, which the runtime prepares in less time than for any."""
+    """A copy that takes pictures of one side, for which the runtime gets ready sooner than for any."""
     other = onnx.ModelProto()
     other.CopyFrom(model)
     for dimension in other.graph.input[0].type.tensor_type.shape.dim[1:3]:
