@@ -60,8 +60,9 @@ class Session:
         self._runtime = _open_runtime(data, self.path, provider, threads)
         self.provider, self._threads = provider, threads
         properties = self._runtime.get_modelmeta().custom_metadata_map
-        self.spec, self._first = _read_spec(properties, self.path), properties.get(FIRST_KEY)
-        sides = [self.spec.size] if self._first or not self.spec.first_size else [self.spec.size, self.spec.first_size]
+        self.spec = _read_spec(properties, self.path)
+        one_side = properties.get(FIRST_KEY) or not self.spec.first_size
+        sides = [self.spec.size] if one_side else [self.spec.size, self.spec.first_size]
         _check_graph(self._runtime, self.spec, sides, self.path)
         outputs = {output.name for output in self._runtime.get_outputs()}
         self.has_maps = all(head.name + MAP_SUFFIX in outputs for head in self.spec.heads)
@@ -73,10 +74,11 @@ class Session:
 
         Most scanners have no cascade, and need not wait for it.
         """
-        if not self._first:
+        first = self._runtime.get_modelmeta().custom_metadata_map.get(FIRST_KEY)  # megabytes that the runtime keeps already
+        if not first:
             return self._runtime
         try:
-            data = base64.b64decode(self._first, validate=True)
+            data = base64.b64decode(first, validate=True)
         except ValueError as problem:
             raise ModelError(f"{self.path}: its model for first looks cannot be read: {problem}") from problem
         runtime = _open_runtime(data, self.path, self.provider, self._threads)

@@ -172,6 +172,12 @@ def test_all_that_is_lacking_is_named_at_once(labelled, toy_path):
     assert lacking == ["Error: when minor: 20", "when exposed: 20", "when under_25: 20", "when minimal_attire: 20"]
 
 
+def test_what_a_cascade_lacks_is_named_with_the_rest(labelled, toy_path):
+    ran, _ = calibrate(labelled, toy_path)
+    assert ran.exit_code == 1 and "when minimal_attire: 40" not in ran.output
+    assert "cascade minimal_attire: 40 labelled cases" in ran.output and "at least 59 are needed" in ran.output
+
+
 def test_unreadable_pictures_are_no_cases(labelled, toy_path):
     for path in (labelled / "minimal").iterdir():
         path.write_bytes(b"not a picture")

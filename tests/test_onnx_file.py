@@ -11,6 +11,7 @@ from imgsafety import ModelError, Scanner
 from imgsafety.policy import parse_policy
 from imgsafety.session import Session
 from imgsafety.spec import FIRST_KEY
+from tests.test_cascade import CASCADE
 from tests.toy import POLICY, SIZE, toy_model
 from training.onnx_file import halve_weights, join_looks, split_looks, write_model
 from training.quantize import settled
@@ -68,7 +69,7 @@ def test_a_damaged_model_for_first_looks_fails_where_it_is_needed_and_nowhere_el
     assert answers(model, path, WHOLE) == answers(toy_model(), tmp_path / "alone.onnx", WHOLE)
     with pytest.raises(ModelError, match=error):
         answers(model, path, HALF)
-    policy = parse_policy(POLICY + "[cascade]\nexposed = 0.2\nminimal_attire = 0.2\n")
+    policy = parse_policy(POLICY + CASCADE)
     Scanner(path, policy)
     with pytest.raises(ModelError, match=error):
         Scanner(path, policy, cascade=True)

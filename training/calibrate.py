@@ -152,7 +152,7 @@ def calibrate(
 
     left_out: sources that are not among `rows`, for the record.
     """
-    _require_cases(rows, recipe, target_miss, confidence)
+    _require_cases(rows, recipe, target_miss, confidence, cascade=bool(scanner.session.spec.first_size))
     scored = map(together, scanner.score(data / row.path for row in rows))
     readable = [(row, one) for row, one in zip(rows, scored, strict=True) if not one.error]
     if len(readable) < len(rows):
@@ -186,7 +186,9 @@ def calibrate(
     return header + "\n" + "\n\n".join(rules) + "\n\n# What each threshold promises, and the pictures it rests on.\n" + record
 
 
-def _require_cases(rows: Sequence[Row], recipe: dict[str, Any], target_miss: float | None, confidence: float) -> None:
+def _require_cases(
+    rows: Sequence[Row], recipe: dict[str, Any], target_miss: float | None, confidence: float, cascade: bool
+) -> None:
     """Raise `TooFewRowsError` that names everything that is lacking, before the pictures are judged, which takes minutes."""
     promises = [
         (key, score, target_miss or miss)
@@ -194,6 +196,9 @@ def _require_cases(rows: Sequence[Row], recipe: dict[str, Any], target_miss: flo
         for key in CONDITIONS
         for score, miss in rule.get(key, {}).items()
     ]
+    # A first look has the cases of `when`: it is named where it needs more of them.
+    first = [("cascade", score, target_miss or miss) for score, miss in recipe.get("cascade", {}).items() if cascade]
+    promises += [promise for promise in first if ("when", *promise[1:]) not in promises]
     lacking = []
     for key, score, miss in dict.fromkeys(promises):
         count = int(cases_of(rows, key, score)[0].sum())
