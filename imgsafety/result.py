@@ -58,13 +58,15 @@ class Detail:
 class Part:
     """A part of a picture to look at more closely: its top, left and side, in fractions of the picture's height and width.
 
-    look: `zoom` where somebody small fills it; `half` where it is only what most is to be seen in.
+    look: `zoom` where somebody small fills it; `half` where it is only what most is to be seen in. alone: whether nobody is seen
+    outside it; none where it may not show all of somebody.
     """
 
     top: float
     left: float
     side: float
     look: str
+    alone: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -41,6 +41,7 @@ T = TypeVar("T")
 DEFAULT_BATCH_SIZE = 4  # what a core's cache holds (docs/performance.md); GPUs want more
 BATCHES_IN_FLIGHT = 2  # per worker: one in work, one waiting, so that no worker idles
 FIRST_LOOKS = 4  # times more pictures at less than half the side fit into the same cache
+LIKELY = 0.5  # score of the whole picture from which on a zoom only raises it
 MAX_WAIT = 0.005  # seconds that one of many concurrent callers waits for company
 
 
@@ -386,7 +387,7 @@ def judge(policy: Policy, scored: Scored, before: Scored | None = None) -> tuple
 
 
 def together(scored: Scored) -> Scored:
-    """The same, but for each whole that was zoomed into what both looks say together of the attire."""
+    """The same, but for each whole that was zoomed into what both looks say together."""
     entries = list(scored.scores)
     for start in range(0, len(entries), len(scored.looks_taken)):
         whole, looks = entries[start], zip(scored.looks_taken, entries[start:], strict=False)
@@ -398,10 +399,10 @@ def together(scored: Scored) -> Scored:
 
 def _both(whole: Scores, closer: Scores) -> Scores:
     looks = (np.array([*scores.heads[where.HEAD].values()]) for scores in (whole, closer))
-    scores = with_head(whole, where.HEAD, where.pool(*looks))
+    scores = with_head(closer, where.HEAD, where.pool(*looks))
     maps = {
-        name: where.joined(plane, closer.maps[name], scores.named[name]) if head_of(name) == where.HEAD else plane
-        for name, plane in whole.maps.items()
+        name: where.joined(whole.maps[name], plane, scores.named[name]) if head_of(name) == where.HEAD else plane
+        for name, plane in closer.maps.items()
     }
     return replace(scores, maps=maps)
 
@@ -445,9 +446,17 @@ def _batches(pixels: Sequence[Rgb], size: int) -> Iterator[Rgb]:
 
 
 def _closer(whole: Scores, closer: Scores, part: Part) -> Scores:
-    """The whole's scores with a part's of attire. Not of age: somebody whose head is cut off looks young to the model."""
+    """A part's scores; but the whole's of age, unless the part shows somebody whole who looks younger, or who is alone.
+
+    Elsewhere somebody's head may be cut off, and a body without it looks young to the model. Where the whole holds a minor for
+    likely, no part takes that back: it may show somebody else.
+    """
+    closer = replace(closer, people=None, maps={name: where.placed(plane, part) for name, plane in closer.maps.items()})
+    whole_body = part.alone is not None and closer.age is not None
+    if whole_body and (closer.named["minor"] > whole.named["minor"] or (part.alone and whole.named["minor"] < LIKELY)):
+        return closer
     named = {name: closer.named[name] for name in whole.named if head_of(name) == where.HEAD}
-    maps = {name: where.placed(closer.maps[name], part) for name in named if name in closer.maps}
+    maps = {name: plane for name, plane in closer.maps.items() if name in named}
     heads = {**whole.heads, where.HEAD: closer.heads[where.HEAD]}
     return replace(whole, heads=heads, named={**whole.named, **named}, maps={**whole.maps, **maps})
 

@@ -415,7 +415,7 @@ def _to_result(row: tuple[Any, ...], heads: Heads, looks: tuple[str, ...]) -> Re
         opinion = _to_opinion(frames, scores, sum(len(labels) for _, labels in heads))
         frame = opinion.frames[deciding]
         columns = split_columns(opinion.scores, heads)
-        decided = {name: column[deciding].astype(float) for name, column in columns.items()} | _together(columns, deciding, looks)
+        decided = _decided(columns, deciding, looks)
         chosen = {name: dict(zip(labels, decided[name].tolist(), strict=True)) for name, labels in heads}
     if verdict not in SEVERITY:
         raise ValueError(f"it holds the verdict {verdict!r}")
@@ -426,18 +426,11 @@ def _to_result(row: tuple[Any, ...], heads: Heads, looks: tuple[str, ...]) -> Re
     return Result(name, decision, tuple(named), error, sha256, frame, **numbered, scores=chosen)
 
 
-def _together(
-    columns: Mapping[str, npt.NDArray[np.float32]], deciding: int, looks: tuple[str, ...]
-) -> dict[str, npt.NDArray[np.float64]]:
-    """What a whole that decided and a closer look say together of the head that zooms are for, if there was one."""
-    if not looks or deciding % len(looks):
-        return {}
-    closer = [deciding + at for at, look in enumerate(looks) if look in CLOSER]
-    taken = [row for row in closer if any(not np.array_equal(column[row], column[deciding]) for column in columns.values())]
-    if not taken:
-        return {}
-    whole, part = (columns[where.HEAD][row].astype(float) for row in (deciding, taken[0]))
-    return {where.HEAD: where.pool(whole, part)}
+def _decided(columns: Mapping[str, npt.NDArray[np.float32]], deciding: int, looks: tuple[str, ...]) -> where.Heads:
+    """What decided; if that is a whole, what it and a closer look say together."""
+    rows = [deciding, *(deciding + at for at, look in enumerate(looks) if look in CLOSER and not deciding % len(looks))]
+    whole, *closer = ({name: column[row].astype(float) for name, column in columns.items()} for row in rows)
+    return where.together(whole, closer)
 
 
 def _to_opinion(frames: str, scores: bytes, width: int) -> Opinion:

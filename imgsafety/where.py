@@ -5,6 +5,7 @@ What a reader would get wrong: the boxes are as coarse as the map (a 7x7 grid at
 seen far beyond its own cell. They say where to look, not where a body ends.
 """
 
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 import numpy as np
@@ -12,9 +13,12 @@ import numpy.typing as npt
 
 from imgsafety.result import Box, Grid, Part, Plane, Scores
 
+Heads = Mapping[str, npt.NDArray[np.float64]]
+
 HEAD = "attire"  # whose evidence tells where to look more closely
 SOMEBODY = 0.5  # chance from which on a place shows somebody
 SURELY = 2.0  # chances of all places of somebody together, from where on they are worth a look
+SOMEBODY_ELSE = 1.0  # the same outside a zoom, from where on it does not show everybody
 SMALLEST, LARGEST = 0.25, 0.75  # side of a zoom: smaller has too few pixels, larger shows little more than the whole does
 FINER = 2  # times the places of a look's map, where two looks are joined
 SHARE = 0.8  # boxes cover the fewest places that hold this share of the score
@@ -62,7 +66,11 @@ def _somebody(people: Plane, evidence: Plane) -> Part | None:
     side = max(SMALLEST, bottom - top, right - left)
     if side > LARGEST:
         return None
-    return Part(_start(top, bottom, side), _start(left, right, side), side, "zoom")
+    top, left = _start(top, bottom, side), _start(left, right, side)
+    outside = np.where(people >= SOMEBODY, people, 0.0)
+    starts = zip((top, left), people.shape, strict=True)
+    outside[tuple(slice(round(start * count), round((start + side) * count)) for start, count in starts)] = 0.0
+    return Part(top, left, side, "zoom", alone=bool(outside.sum() < SOMEBODY_ELSE))
 
 
 def _start(start: float, end: float, side: float) -> float:
@@ -108,6 +116,19 @@ def _overlaps(start: float, side: float, count: int) -> npt.NDArray[np.float64]:
     common = np.minimum(theirs[1:], mine[1:]) - np.maximum(theirs[:-1], mine[:-1])
     overlaps: npt.NDArray[np.float64] = np.maximum(common, 0.0) / (side / count)
     return overlaps
+
+
+def together(whole: Heads, closer: Iterable[Heads]) -> Heads:
+    """What all looks at a picture say together, of every head probabilities `(..., labels)`.
+
+    closer: at most one of these was taken, which answers for what it differs in; others are copies of the whole's.
+    """
+    joint = dict(whole)
+    for look in closer:
+        taken = np.any([np.any(look[name] != whole[name], axis=-1, keepdims=True) for name in whole], axis=0)
+        said = {**look, HEAD: pool(whole[HEAD], look[HEAD])}
+        joint = {name: np.where(taken, said[name], joint[name]) for name in whole}
+    return joint
 
 
 def pool(whole: npt.NDArray[np.float64], closer: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -255,7 +256,7 @@ def test_where_nothing_stands_out_the_first_look_stands_for_the_zoom(toy_path: P
     assert small.scores[1].named["minimal_attire"] > small.scores[0].named["minimal_attire"]
 
 
-def test_a_zoom_answers_for_attire_alone(toy_path: Path) -> None:
+def test_half_a_picture_answers_for_attire_alone(toy_path: Path) -> None:
     # What it leaves out may be the head; the age is that of the whole picture.
     picture = SMALL_RED.copy()
     picture.paste((0, 0, 255), (60, 0, 110, 55))
@@ -332,6 +333,36 @@ def test_a_half_counts_in_what_both_looks_say_and_not_by_itself(toy_path: Path, 
     assert finding.check(picture).minimal_attire == judge(parse_policy(POLICY + NOT_IN_A_ZOOM), closer)[0].minimal_attire
 
 
+# A place of the whole that may be, or surely is, young; a spot in the zoom that is; somebody else.
+DOUBT, CHILD = ((0, 0, 144), (80, 240, 160, 320)), ((0, 0, 255), (80, 240, 160, 320))
+BESIDE = ((0, 0, 255), (282, 80, 300, 100))
+APART = ((0, 255, 0), (0, 270, 36, 306))
+
+
+@pytest.mark.parametrize(
+    ("others", "answers"),
+    [((), True), ((DOUBT,), True), ((DOUBT, APART), False), ((CHILD,), False), ((BESIDE,), True), ((BESIDE, APART), True)],
+)
+def test_a_zoom_answers_for_age_where_it_shows_the_youngest(
+    finding_path: Path, others: tuple[tuple[Any, Any], ...], answers: bool
+) -> None:
+    picture = TOO_SMALL_RED.copy()
+    for colour, place in others:
+        picture.paste(colour, place)
+    scanner = Scanner(finding_path, parse_policy(POLICY + ZOOMS))
+    (scored,) = scanner.score([picture])
+    whole, _, closer = scored.scores
+    assert whole.heads["attire"] != closer.heads["attire"]
+    assert (whole.heads["age"] != closer.heads["age"]) == answers
+    result = scanner.check(picture, maps=True)
+    assert result.minor == closer.named["minor"] and result.apparent_age == closer.age
+    assert result.minor == pytest.approx(np.sum(result.maps["minor"]), abs=1e-5)
+    if DOUBT in others or CHILD in others:
+        assert whole.named["minor"] > 0.1 and (closer.named["minor"] < 0.1) == answers
+    elif BESIDE in others:
+        assert whole.named["minor"] < 0.1 and closer.named["minor"] > 0.9
+
+
 def test_a_spot_is_nobody(finding_path: Path) -> None:
     spot = Image.new("RGB", (320, 320), "black")
     spot.paste((255, 0, 0), (240, 40, 260, 60))
@@ -346,7 +377,9 @@ def test_somebody_who_fills_the_picture_is_no_small_person(finding_path: Path) -
 
 def test_a_run_of_a_model_that_finds_people_is_decided_as_a_scan_would(finding_path: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
-    for name, picture in (("a", TOO_SMALL_RED), ("b", SMALL_RED), ("c", corner_picture())):
+    young = TOO_SMALL_RED.copy()
+    young.paste(*BESIDE)
+    for name, picture in (("a", TOO_SMALL_RED), ("b", SMALL_RED), ("c", corner_picture()), ("d", young)):
         picture.save(tmp_path / "pictures" / f"{name}.png")
     with open_to_write(tmp_path / "run.sqlite") as store:
         list(scan_run(Scanner(finding_path, parse_policy(POLICY + ZOOMS)), store, [str(tmp_path / "pictures")]))
@@ -356,6 +389,9 @@ def test_a_run_of_a_model_that_finds_people_is_decided_as_a_scan_would(finding_p
             for stored in store.results():
                 found = live.check(stored.path)
                 assert (stored.verdict, stored.minimal_attire) == (found.verdict, pytest.approx(found.minimal_attire, rel=1e-5))
+                assert stored.minor == pytest.approx(found.minor, rel=1e-5)
+                assert stored.apparent_age == pytest.approx(found.apparent_age)
+                assert stored.scores["age"] == pytest.approx(found.scores["age"], rel=1e-5)
 
 
 def test_a_thorough_scan_zooms_to_people_as_well(finding_path: Path) -> None:

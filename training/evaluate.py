@@ -28,6 +28,7 @@ from training.tables import (
     edit_table,
     judged_tables,
     markdown,
+    small_people_table,
     verdict_table,
 )
 
@@ -93,6 +94,7 @@ def main(
     tables = [*attire_tables(measured, policy), *age_tables(measured, policy), calibration_table(measured)]
     tables += [verdict_table(measured, policy), *cascade_tables(scanner, measured, policy, data)]
     if not quick:
+        tables += [small_people_table(scanner, measured, policy, data)]
         tables += [*changed_tables(scanner, measured, policy, data, changed_rows), edit_table(scanner, measured, policy, data)]
     print(markdown(tables))
     if write:

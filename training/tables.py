@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from imgsafety import Scanner
 from imgsafety.policy import Policy, settled
@@ -17,12 +18,12 @@ from imgsafety.preprocess import LOOKS
 from imgsafety.scan import Scored, judge
 from imgsafety.session import read_out
 from imgsafety.spec import ModelSpec
-from imgsafety.where import pool
+from imgsafety.where import Heads, together
 from training.heads import AGE, ATTIRE, HEADS
 from training.manifest import ADULT, Row
 from training.measure import Values, auroc_text, both_text, calibration_error, rate, recall_at
 from training.predict import Answers, first_looks, predict, read_image
-from training.transforms import EDITS, ROBUSTNESS, Change, collage_of, smaller
+from training.transforms import EDITS, ROBUSTNESS, Change, beside, collage_of, smaller
 
 SPEC = ModelSpec("measured", "", 224, HEADS)  # only its heads are asked: what their scores mean
 Mask = npt.NDArray[np.bool_]
@@ -61,13 +62,14 @@ class Measured:
         return np.array([getattr(row, name) for row in self.rows])
 
     @property
+    def joint(self) -> Heads:
+        """Of every head `(rows, labels)`: what the whole and a closer look say together, where there was one."""
+        return together(self.answers.heads, self.answers.closer.values())
+
+    @property
     def attire(self) -> Values:
-        """P(attire) for each label, `(rows, labels)`: what the whole and a closer look say together, where there was one."""
-        whole, *closer = (part[ATTIRE.name] for part in (self.answers.heads, *self.answers.closer.values()))
-        joint = whole
-        for look in closer:  # at most one was taken; for the others the whole stands
-            joint = np.where(np.any(look != whole, axis=1, keepdims=True), pool(whole, look), joint)
-        return joint
+        """P(attire) for each label, `(rows, labels)`."""
+        return self.joint[ATTIRE.name]
 
     @property
     def minimal(self) -> Values:
@@ -77,11 +79,11 @@ class Measured:
     @property
     def age(self) -> Values:
         """Expected apparent age."""
-        return np.asarray(self.answers.heads[AGE.name] @ AGE.middles)
+        return np.asarray(self.joint[AGE.name] @ AGE.middles)
 
     def under(self, years: float) -> Values:
         """P(apparent age < years)."""
-        return np.asarray(self.answers.heads[AGE.name][:, : AGE.edges.index(years)].sum(axis=1))
+        return np.asarray(self.joint[AGE.name][:, : AGE.edges.index(years)].sum(axis=1))
 
     @property
     def exact_age(self) -> Values:
@@ -266,6 +268,34 @@ def _age_in_scenes(all_rows: Measured, limit: float) -> Table:
     )
 
 
+def small_people_table(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path) -> Table:
+    """The same people small, alone and beside an adult."""
+    rows, limit = _aged_by_eye(all_rows).rows, threshold(policy, "minor-exposed", "minor")
+    minor = np.array([row.minor for row in rows])
+    random = np.random.default_rng(0)
+    grounds = _grounds(all_rows.rows, data, random, len(rows))
+    adults = [read_image(row, data) for row in some_rows(rows, ~minor, random, len(rows))]
+
+    def paste(share: float) -> Callable[[int], Change]:
+        return lambda index: smaller(share, grounds[index % len(grounds)], (index % 5) / 4)
+
+    def pair(share: float) -> Callable[[int], Change]:
+        return lambda index: beside(share, adults[index % len(adults)], grounds[index % len(grounds)])
+
+    lines = []
+    changes = [(f"pasted at 1/{part} of the frame", paste(1 / part)) for part in (2, 3, 4)]
+    for name, make in changes + [(f"at 1/{part}, beside an adult", pair(1 / part)) for part in (3, 4)]:
+        score = Measured(rows, predict(scanner, rows, data, _in_turn(make))).under(ADULT)
+        figures = auroc_text(score[minor], score[~minor]), str(rate(score[minor] < limit)), str(rate(score[~minor] >= limit))
+        lines.append((name, *figures))
+    return Table(
+        "Minor: the same people, small",
+        "Pasted into pictures without people.",
+        ("change", "AUROC", "minors missed", "adults falsely flagged"),
+        lines,
+    )
+
+
 def _aged_by_eye(all_rows: Measured) -> Measured:
     aged = np.array([row.age is not None and not row.exposed for row in all_rows.rows], dtype=bool)
     return all_rows.take(aged & np.isnan(all_rows.exact_age) & (all_rows.column("attire") != "no_person"))
@@ -295,7 +325,7 @@ def _people(faces: Measured) -> Iterator[tuple[str, Measured]]:
 def _inside_interval(faces: Measured) -> Mask:
     edges = np.array(AGE.edges)
     inside = []
-    for probabilities, age in zip(faces.answers.heads[AGE.name], faces.exact_age, strict=True):
+    for probabilities, age in zip(faces.joint[AGE.name], faces.exact_age, strict=True):
         low, high = np.interp([0.05, 0.95], np.concatenate([[0], np.cumsum(probabilities)]), edges)
         inside.append(low <= age + 1 and age <= high)
     return np.array(inside)
@@ -441,8 +471,7 @@ def _tables_of_changes(
         columns,
         [(name, *score(lambda _, change=change: change)) for name, change in ROBUSTNESS.items()],  # type: ignore[misc]
     )
-    empty = np.array([row.attire == "no_person" and row.framing != "figure" for row in rows])
-    grounds = [read_image(row, data) for row in some_rows(rows, empty, random, most)]
+    grounds = _grounds(rows, data, random, most)
 
     def paste(share: float) -> Callable[[int], Change]:
         return lambda index: smaller(share, grounds[index % len(grounds)], (index % 5) / 4)
@@ -459,6 +488,12 @@ def _tables_of_changes(
         [(f"pasted at 1/{part} of the frame", *score(paste(1 / part))) for part in (2, 3, 4)]
         + [(f"one cell of {side} x {side}", *score(grid(side))) for side in (2, 3)],
     )
+
+
+def _grounds(rows: Sequence[Row], data: Path, random: np.random.Generator, most: int) -> list[Image.Image]:
+    """Pictures without people, to paste others into."""
+    empty = np.array([row.attire == "no_person" and row.framing != "figure" for row in rows])
+    return [read_image(row, data) for row in some_rows(rows, empty, random, most)]
 
 
 def edit_table(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path) -> Table:

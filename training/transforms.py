@@ -116,6 +116,20 @@ def smaller(share: float, ground: Image.Image, place: float) -> Change:
     return change
 
 
+def beside(share: float, other: Image.Image, ground: Image.Image) -> Change:
+    """Paste at `share` of the frame's side into another picture, to the left of somebody else of that size."""
+
+    def change(image: Image.Image) -> Image.Image:
+        side = 320
+        canvas = ground.resize((side, side), Image.Resampling.BILINEAR)
+        for place, one in ((0.05, image), (0.95, other)):
+            cell = ImageOps.contain(one, (round(side * share), round(side * share)))
+            canvas.paste(cell, (round(place * (side - cell.width)), (side - cell.height) // 2))
+        return canvas
+
+    return change
+
+
 def collage_of(others: list[Image.Image], rows: int, place: int) -> Change:
     """One cell of a grid of `rows * rows`, the other cells filled with other pictures."""
 
