@@ -22,6 +22,8 @@ REDUCING_MARGIN = 1.1
 # A picture of no more pixels is kept for a zoom as it is: most are not zoomed into, and where they are, a part is reduced in less
 # time than the whole. Larger ones would take too much memory in a batch.
 MOST_KEPT = 1_100_000
+# Edges of a zoom lie at such fractions of a pixel, which stay exact where `_cut` moves them: the filter counts in single precision.
+FRACTION = 64
 ZOOM = 2  # how much larger than the model's side a picture is kept to zoom into
 TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 LOOKS = ("whole", "zoom", *("turn",) * len(TURNS), "negative")  # what a thorough scan looks at, in this order
@@ -71,9 +73,10 @@ def zoom(detail: Detail, part: Part, size: int) -> Rgb:
     Raises `ImageError` when its pixels are gone: whoever handed in an image may have closed it by now.
     """
     top, left = part.top * detail.height, part.left * detail.width
-    box = (left, top, left + part.side * detail.width, top + part.side * detail.height)
+    edges = (left, top, left + part.side * detail.width, top + part.side * detail.height)
+    box: Box = tuple(round(edge * FRACTION) / FRACTION for edge in edges)  # type: ignore[assignment]  # four of them
     try:
-        image, box = _cut(detail, box, size) if max(detail.steps) > 1 else (detail.image, box)
+        image, box = _cut(detail, box, size)
         return _rgb(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
     except Exception as problem:  # Pillow raises nearly every class
         raise ImageError(f"cannot be zoomed into: {type(problem).__name__}: {problem}") from problem
@@ -84,7 +87,11 @@ def _rgb(image: Image.Image | TensorImage) -> Rgb:
 
 
 def _cut(detail: Detail, box: Box, size: int) -> tuple[Image.Image | TensorImage, Box]:
-    """Reduce the box of a picture and as much around it as the filter sees; return that and the box in it."""
+    """Reduce the box of a picture and as much around it as the filter sees; return that and the box in it.
+
+    Also where there is nothing to reduce: Pillow filters rows or columns first as the whole image's sides suggest, and a picture
+    that was reduced in a worker process must give the same pixels.
+    """
     (across, down), (left, top, right, bottom) = detail.steps, box
     beside, above = (max(1.0, side / size) + 1 for side in (right - left, bottom - top))
     first, start = int(max(0, left - beside)), int(max(0, top - above))
