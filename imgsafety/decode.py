@@ -23,7 +23,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from imgsafety.errors import ImageError
-from imgsafety.png import read_plain
+from imgsafety.png import read_plain, refuse_ambiguous
 from imgsafety.preprocess import REDUCING_MARGIN
 
 # Decoders we let untrusted bytes reach. JPEG's also opens MPO, which many phones write into .jpg files; Pillow
@@ -141,18 +141,34 @@ def _from_pil(image: Image.Image, limits: Limits) -> Generator[View]:
     with use.lock:
         if use.error:
             raise ImageError(use.error)
-        position = 0
+        position, shown = 0, None
         try:
             position = image.tell()
-            yield from _views(image, limits)
+            if vars(image).get("n_frames", 1) > 1 or hasattr(type(image), "n_frames"):  # some walk over all to count them
+                check_size(image.size, limits)
+                shown = image.copy()  # the caller may have changed this frame, which such a walk decodes anew
+                decoder = vars(image).get("_decoder")  # of WebP and AVIF, which would read the other frames as of this size
+                if decoder and decoder.get_info()[0] != shown.size:
+                    raise ImageError("a frame of an animation that was resized in place; hand in a copy of it")
+            yield from _views(image, limits, shown=shown)
         except (ImageError, MemoryError):
             raise
         except Exception as problem:  # a lazily opened image raises what its decoder raises
             use.error = _explain(problem)
             raise ImageError(use.error) from problem
         finally:
-            with contextlib.suppress(Exception):  # an animation goes back to the frame where it was
-                image.seek(position)
+            if shown is not None:
+                _go_back(image, position, shown)
+
+
+def _go_back(image: Image.Image, position: int, shown: Image.Image) -> None:
+    """Go back to a frame of a caller's animation, as it was shown."""
+    with contextlib.suppress(Exception):
+        image.seek(position)
+        image.load()
+    for name in ("im", "_size", "_mode", "palette", "info"):  # as Pillow's own operations in place do
+        setattr(image, name, getattr(shown, name))
+    vars(image)["tile"] = []  # nothing more to decode
 
 
 def _from_array(array: npt.NDArray[Any], limits: Limits) -> Generator[View]:
@@ -180,25 +196,31 @@ def _to_uint8(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return levels
 
 
-def _views(image: Image.Image, limits: Limits, size: int = 0, file: _TimedFile | None = None) -> Iterator[View]:
+def _views(
+    image: Image.Image, limits: Limits, size: int = 0, file: _TimedFile | None = None, shown: Image.Image | None = None
+) -> Iterator[View]:
+    """shown: what stands for the frame at which a caller's animation is."""
+    position = image.tell() if shown else None
     check_size(image.size, limits)
+    count = getattr(image, "n_frames", 1)
     if isinstance(image, PngImageFile):
         _refuse_other_looks(image)
-    count = getattr(image, "n_frames", 1)
+        if file is not None:
+            refuse_ambiguous(file.getvalue(), count)
     if count == 1:
         yield from (View(rgb) for rgb in _flatten(_still(image, size, file)))
         return
     if count > MAX_FRAMES or image.width * image.height * count > ANIMATION_FACTOR * limits.max_pixels:
         raise ImageError(f"{count} frames of {image.width}x{image.height} are over the limit for an animation")
-    chosen = {round(at) for at in np.linspace(0, count - 1, max(limits.frames, 2))}
+    chosen = {round(at) for at in np.linspace(0, count - 1, min(count, max(limits.frames, 2)))}
     # Formats that only go forwards decode the frames between as well, so each step is held to the limits.
     for index in range(count):
         if file is not None:
             file.check()
         image.seek(index)
         check_size(image.size, limits)  # pages of a TIFF differ in size, and a GIF's frame may be larger than its screen
-        if index in chosen:
-            for rgb in _flatten(ImageOps.exif_transpose(image)):
+        if index in chosen or index == position:
+            for rgb in _flatten(ImageOps.exif_transpose(shown if shown and index == position else image)):
                 yield View(rgb, index)
 
 
@@ -210,9 +232,11 @@ def _refuse_other_looks(image: PngImageFile) -> None:
     deep = image.mode.startswith("I;16") or max(levels, default=0) > 255 or any("16B" in str(tile[3]) for tile in image.tile)
     if clear is not None and deep:
         raise ImageError("a PNG of 16 bits with a transparent colour, which is not read as it is shown")
+    if isinstance(clear, bytes) and image.palette and len(clear) > len(image.palette.palette) // 3:
+        raise ImageError("a PNG with more transparent colours than colours, which is not read as it is shown")
     gamma = image.info.get("gamma")
-    managed = "srgb" in image.info or "icc_profile" in image.info
-    if gamma is not None and not managed and not GAMMAS[0] <= gamma <= GAMMAS[1]:
+    # Also beside a profile, which browsers would heed instead: one that is damaged they ignore.
+    if gamma is not None and not GAMMAS[0] <= gamma <= GAMMAS[1]:
         raise ImageError(f"a PNG with the gamma {gamma:g}, which is not read as it is shown")
 
 

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from imgsafety import ImageError
 from imgsafety.decode import Limits, decode, from_array, from_pil
-from tests.hostile import slow_jpeg
+from tests.hostile import chunk, slow_jpeg
 
 SIDE = 32
 
@@ -232,6 +232,31 @@ def test_one_lazy_picture_in_many_threads_has_one_appearance():
     assert views == [wanted] * 16
 
 
+@pytest.mark.parametrize("edit", ["thumbnail", "paste"])
+@pytest.mark.parametrize("position", [0, 2])
+@pytest.mark.parametrize("format_", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
+def test_what_a_caller_did_to_a_frame_is_judged_and_stays(format_, position, edit):
+    frames = [noise((64, 48), seed) for seed in range(3)]
+    image = Image.open(io.BytesIO(encoded(frames[0], format_, save_all=True, append_images=frames[1:])))
+    image.seek(position)
+    if edit == "thumbnail":
+        image.thumbnail((20, 20))
+    else:
+        image.load()
+        image.paste(200 if image.mode == "P" else (200,) * len(image.getbands()), (0, 0, 32, 48))
+    mine = image.convert("RGB").tobytes(), image.size
+    for _ in range(2):
+        if edit == "thumbnail" and format_ in ("PNG", "WEBP"):  # Pillow itself cannot go to another frame of these any more
+            with pytest.raises(ImageError):
+                from_pil(image, Limits())
+        else:
+            views = from_pil(image, Limits())
+            assert [view.frame for view in views] == [0, 1, 2]
+            assert (views[position].image.tobytes(), views[position].image.size) == mine
+        image.load()
+        assert (image.convert("RGB").tobytes(), image.size) == mine
+
+
 def test_an_animation_that_breaks_off_goes_back_to_its_frame():
     image = Image.open(io.BytesIO(animation(8, "GIF", (64, 64))[:-40]))
     image.seek(1)
@@ -256,6 +281,72 @@ def test_a_palette_with_transparency_is_seen_on_white_and_on_black():
     image.paste((0, 0, 0, 255), (0, 0, 4, 8))
     palette = image.quantize()
     assert palette.mode == "P" and len(from_pil(palette, Limits())) == 2
+
+
+def png(image, **kwargs):
+    data = encoded(image, "PNG", **kwargs)
+    return data, data.index(b"IDAT") - 4
+
+
+def ambiguous():
+    """PNGs of which Pillow and libpng, which browsers use, make different pictures, and what is wrong with each."""
+    palette, pixels = png(noise((16, 16)).quantize(200))
+    start = palette.index(b"PLTE") - 4
+    clear = chunk(b"tRNS", bytes(200))
+    yield "too long", palette[:pixels] + chunk(b"tRNS", bytes(256)) + palette[pixels:], "more transparent colours"
+    yield "no colours", palette[:pixels] + chunk(b"tRNS") + palette[pixels:], "tRNS that does not fit"
+    yield "two", palette[:pixels] + chunk(b"tRNS", bytes([255])) + clear + palette[pixels:], "two tRNS"
+    yield "before its colours", palette[:start] + clear + palette[start:], "PLTE in a wrong place"
+    yield "behind the pixels", palette[:-12] + clear + palette[-12:], "tRNS in a wrong place"
+    grey, pixels = png(noise((16, 16)).convert("L"))
+    yield "three bytes", grey[:pixels] + chunk(b"tRNS", bytes(3)) + grey[pixels:], "tRNS that does not fit"
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 4, 0, 0, 0, 0))
+    few = grey[:8] + header + chunk(b"tRNS", bytes([0, 7])) + chunk(b"IDAT", zlib.compress(bytes([0, 0x7F]))) + grey[-12:]
+    yield "four bits", few, "tRNS that does not fit"
+    colour, pixels = png(noise((16, 16)).convert("RGBA"))
+    yield "beside alpha", colour[:pixels] + chunk(b"tRNS", bytes(6)) + colour[pixels:], "tRNS that does not fit"
+    moving = encoded(Image.new("RGB", (16, 16), "white"), "PNG", save_all=True, append_images=[noise((16, 16))])
+    control = moving.index(b"acTL") - 4
+    yield "announced twice", moving[:control] + moving[control : control + 20] * 2 + moving[control + 20 :], "two acTL"
+    yield "not announced", moving[:control] + moving[control + 20 :], "not announced"
+    dark, light = (chunk(b"gAMA", level.to_bytes(4, "big")) for level in (1000, 45455))
+    yield "two gammas", colour[:33] + dark + light + colour[33:], "two gAMA"
+    yield "a gamma beside sRGB", colour[:33] + dark + chunk(b"sRGB", b"\0\0") + colour[33:], "gamma"
+    yield "a gamma beside a damaged profile", colour[:33] + dark + chunk(b"iCCP", b"x\0\0junk") + colour[33:], "gamma"
+
+
+@pytest.mark.filterwarnings("ignore:Invalid APNG")  # Pillow's, as the command does
+@pytest.mark.parametrize(("data", "what"), [pytest.param(data, what, id=name) for name, data, what in ambiguous()])
+def test_a_png_that_decoders_read_in_two_ways_is_refused(data, what):
+    with pytest.raises(ImageError, match=what):
+        decode(data, Limits(), SIDE)
+
+
+def test_usual_chunks_are_no_reason_to_refuse_a_png():
+    palette = noise((16, 16)).quantize(200)
+    usual = [
+        png(palette, transparency=bytes(200))[0],
+        png(palette, transparency=7)[0],
+        png(noise((16, 16)).convert("L"), transparency=7)[0],
+        png(noise((16, 16)), transparency=(1, 2, 3), icc_profile=b"x" * 200)[0],
+        encoded(noise((16, 16)), "PNG", save_all=True, append_images=[palette.convert("RGB")]),
+    ]
+    for data in usual:
+        at = data.index(b"IDAT") - 4
+        described = data[:33] + chunk(b"gAMA", (45455).to_bytes(4, "big")) + chunk(b"sRGB", b"\0") + data[33:at] + data[at:]
+        assert decode(data, Limits(), SIDE) and decode(described, Limits(), SIDE)
+
+
+def test_a_loaded_picture_with_more_transparent_colours_than_colours_is_refused():
+    data, pixels = png(noise((16, 16)).quantize(200))
+    image = Image.open(io.BytesIO(data[:pixels] + chunk(b"tRNS", bytes(256)) + data[pixels:]))
+    image.load()
+    with pytest.raises(ImageError, match="more transparent colours"):
+        from_pil(image, Limits())
+
+
+def test_more_frames_than_there_are_cost_nothing():
+    assert len(decode(animation(3, "GIF", (16, 16)), Limits(frames=10**9), SIDE)) == 3
 
 
 @pytest.mark.parametrize("extra", [{"gamma": 20.0}, {"transparency": True}])
