@@ -6,14 +6,15 @@ an archive inside an archive, all that follows a broken place) is a member too, 
 """
 
 import calendar
-import io
+import math
 import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from imgsafety.errors import ImageError
 
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
 ENDINGS = (".zip", ".cbz", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 ZIP_MAGIC = b"PK\x03\x04"
 EMPTY_ZIP_MAGIC = b"PK\x05\x06"
+XZ_MAGIC = b"\xfd7zXZ\0"
 LEAST_ENTRY = 64  # bytes of a zip that can hold an entry with a picture; Krita leaves out of its list one that says what a file is
 ENCRYPTED = 1  # the bit of a zip entry's flags
 MAX_PADDING = 64 * 1024 * 1024  # bytes of zeros at the end of a tar
 # A compressed tar can only be read forwards, so its members wait in memory for their turn.
 MAX_WAITING_BYTES = 32 * 1024 * 1024
+# A few bytes of a compressed tar may stand for a terabyte, which takes an hour to step over. Text shrinks to a tenth.
+MAX_GROWTH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +88,18 @@ def _refusal(why: str) -> Callable[[int], bytes]:
 
 def _is_zip(path: Path) -> bool:
     """By its first bytes: a tar that ends with a zip would pass for that zip. A zip may also stand behind a program."""
-    import tarfile  # these two are imported where an archive is read: most scans meet none, and need not wait for them
-    import zipfile
+    import zipfile  # this and its like are imported where an archive is read: most scans meet none, and need not wait for them
 
     with path.open("rb") as file:
         if file.read(4) in (ZIP_MAGIC, EMPTY_ZIP_MAGIC):
             return True
-    return zipfile.is_zipfile(path) and not tarfile.is_tarfile(path)
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with _open_tar(path):
+            return False
+    except Exception:  # noqa: BLE001  decompressors raise nearly every class on what is none
+        return True
 
 
 def _nanoseconds(seconds: Callable[[Any], float], date: Any) -> int | None:
@@ -119,7 +128,7 @@ def _zip(path: Path) -> Iterator[Member]:
         if not info.is_dir() or info.file_size:
             time = _nanoseconds(calendar.timegm, (*info.date_time, 0, 0, 0))
             read = _refusal("is encrypted with a password; unpack the archive") if info.flag_bits & ENCRYPTED else reader(info)
-            yield Member(info.filename, path, read, info.file_size, time)
+            yield Member(info.filename, path, read, info.file_size, time, opaque=bool(info.flag_bits & ENCRYPTED))
     # The list stands at the end. Of two zips in one file, or of one that was cut off behind another, it names the last one's.
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         first = min((info.header_offset for info in entries), default=len(data))
@@ -127,13 +136,61 @@ def _zip(path: Path) -> Iterator[Member]:
             raise zipfile.BadZipFile("its list leaves out what stands before")
 
 
+class _Bounded:
+    """The bytes of a tar for `tarfile`, which would read as many as a header asks for, whatever that takes."""
+
+    def __init__(self, file: IO[bytes], most: float) -> None:
+        self._file, self._most = file, most
+        self.tell, self.close = file.tell, file.close
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_WAITING_BYTES:
+            raise ValueError("one of its headers is too large")
+        self._check(self.tell() + size)
+        return self._file.read(size)
+
+    def seek(self, position: int) -> None:
+        self._check(position)
+        self._file.seek(position)
+
+    def _check(self, position: int) -> None:
+        if position > self._most:
+            raise ValueError(f"it grows to more than {MAX_GROWTH} times its size; unpack the archive")
+
+
+@contextmanager
+def _open_tar(path: Path) -> Iterator[tuple["tarfile.TarFile", bool]]:
+    """Open a tar; say also whether it is plain, not compressed. Raises nearly every class for what is none."""
+    import bz2
+    import gzip
+    import lzma
+    import tarfile
+
+    with path.open("rb") as file:
+        head = file.read(len(XZ_MAGIC))
+    kinds: dict[bytes, Callable[..., Any]] = {b"": open, b"\x1f\x8b": gzip.open, b"BZh": bz2.open, XZ_MAGIC: lzma.open}
+    *_, last = fitting = [opener for magic, opener in kinds.items() if head.startswith(magic)]
+    for opener in fitting:  # a plain one may begin with any name
+        most = math.inf if opener is open else max(MAX_PADDING, MAX_GROWTH * os.path.getsize(path))
+        with closing(opener(path, "rb")) as bytes_:
+            try:
+                archive = tarfile.TarFile(fileobj=_Bounded(bytes_, most), errorlevel=2)  # type: ignore[arg-type]  # all it asks for
+            except tarfile.ReadError:
+                if opener is last:
+                    raise
+                continue
+            yield archive, opener is open
+            return
+
+
 def _tar(path: Path) -> Iterator[Member]:
     import tarfile
 
-    with tarfile.open(path, errorlevel=2) as archive:
-        plain = isinstance(archive.fileobj, io.BufferedReader)
+    with _open_tar(path) as (archive, plain):
         while (info := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # it would keep every member that was read
+            if info.size < 0:  # some versions of tarfile would read it for ever
+                raise tarfile.ReadError("a member of negative size")
             if not info.isdir():
                 yield Member(info.name, path, _tar_reader(path, archive, info, plain), info.size, _nanoseconds(float, info.mtime))
         _check_end(archive)

@@ -1,7 +1,9 @@
 """Pictures inside archives: read in place, one bad byte does not lose the rest."""
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import tarfile
 import zipfile
@@ -109,8 +111,9 @@ def test_an_archive_inside_an_archive_is_undecided(scanner, tmp_path, files):
     assert result.verdict == "undecided" and "unpack the outer one" in result.error
 
 
-def test_an_encrypted_member_is_undecided(scanner, tmp_path, draw):
-    path = write_zip(tmp_path / "all.zip", [("a.png", picture(draw))])
+@pytest.mark.parametrize("name", ["a.png", "photo"])
+def test_an_encrypted_member_is_undecided(scanner, tmp_path, draw, name):
+    path = write_zip(tmp_path / "all.zip", [(name, picture(draw))])
     content = bytearray(path.read_bytes())
     for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         content[content.index(mark) + offset] |= 1  # the flag that says: encrypted
@@ -258,6 +261,38 @@ def test_a_date_that_there_is_not_costs_no_picture(tmp_path, files):
 
 def test_an_entry_named_like_a_folder_that_holds_bytes_is_a_file(tmp_path, draw):
     assert len(list(find_images([write_zip(tmp_path / "all.zip", [("a.png/", picture(draw))])]))) == 1
+
+
+def test_a_member_of_negative_size_ends_a_tar(scanner, tmp_path, draw):
+    # tarfile of some versions of Python would find the same header again and again (CVE-2025-8194).
+    path = write_tar(tmp_path / "a.tar", [("first.png", picture(draw))])
+    header = bytearray(tarfile.TarInfo("again.png").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = (-512).to_bytes(12, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    held = path.read_bytes().rstrip(b"\0")
+    path.write_bytes(held + bytes(-len(held) % 512) + bytes(header) + bytes(1024))
+    results = list(scanner.scan(find_images([path])))
+    assert [result.verdict for result in results] == ["allow", "undecided"] and "negative" in results[1].error
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar.bz2", "a.tar.xz"])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_compressed_tar_that_grows_without_end_breaks_off(scanner, tmp_path, draw, name, kind):
+    whole = write_tar(tmp_path / "whole.tar", [("first.png", picture(draw))]).read_bytes().rstrip(b"\0")
+    info = tarfile.TarInfo("notes.txt")
+    info.size, info.type = 1 << 40, kind
+    blocks = whole + bytes(-len(whole) % 512) + info.tobuf(tarfile.GNU_FORMAT) + bytes(80 << 20)
+    compress = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[name.split(".")[-1]]
+    (tmp_path / name).write_bytes(compress(blocks))
+    results = list(scanner.scan(find_images([tmp_path / name])))
+    assert [result.verdict for result in results] == ["allow", "undecided"]
+    assert "too large" in results[1].error or "grows" in results[1].error
+
+
+def test_a_plain_tar_may_begin_like_a_compressed_one(tmp_path, draw):
+    path = write_tar(tmp_path / "a.tar", [("BZh.png", picture(draw))])
+    assert [member.name for member in find_images([path])] == [f"{path}/BZh.png"]
 
 
 def test_two_zips_in_one_file_say_that_one_was_not_seen(scanner, tmp_path, draw):
