@@ -125,8 +125,11 @@ class Workers:
 def _start(memory: int) -> subprocess.Popen[bytes]:
     paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    # A group of its own: Ctrl-C is for the scan, which finishes what is begun. Workers end with it, as their input does.
     try:
-        return subprocess.Popen([*WORKER, str(memory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)  # noqa: S603
+        return subprocess.Popen(  # noqa: S603
+            [*WORKER, str(memory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0
+        )
     except OSError as problem:
         raise ImageError(f"no process can be started to decode it: {problem.strerror}") from problem
 

@@ -8,6 +8,7 @@ item is ever raised.
 
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -119,8 +120,8 @@ class Scanner:
                 raise SetupError(f"{name} is {value!r}; it must be 1 or more, a whole number")
         if not 0 <= max_wait < math.inf:
             raise SetupError(f"max_wait is {max_wait}; it must be 0 seconds or more")
-        if not 0 < timeout < math.inf:
-            raise SetupError(f"timeout is {timeout}; it must be more than 0 seconds")
+        if not 0 < timeout <= threading.TIMEOUT_MAX:
+            raise SetupError(f"timeout is {timeout}; it must be more than 0 seconds, and less than centuries")
         self.batch_size = int(batch_size)
         self.workers = int(workers or _cores())
         self.limits = Limits(int(max_pixels), int(frames), timeout)
@@ -223,7 +224,10 @@ class Scanner:
         return report
 
     def scan(self, items: Iterable[Any]) -> Iterator[Result]:
-        """Judge many items lazily; one result each, in their order. Mixed sizes and kinds batch."""
+        """Judge many items lazily; one result each, in their order. Mixed sizes and kinds batch.
+
+        Items are asked for ahead, and looked at while later ones are made: a generator must not change what it has handed out.
+        """
         for scored in self.score(items):
             yield self._decide(scored)
 
@@ -434,7 +438,7 @@ def _require_many(items: Iterable[Any]) -> None:
     dimensions, kind = getattr(items, "ndim", 4), getattr(items, "dtype", None)
     # An array of names or objects is as good as a list.
     numbers = getattr(kind, "kind", "") in tuple("biufc") or str(kind).startswith("torch.")
-    if dimensions != 4 and numbers and len(items):  # type: ignore[arg-type]
+    if dimensions != 4 and numbers and (not dimensions or len(items)):  # type: ignore[arg-type]
         raise SetupError(
             f"{type(items).__name__} of {dimensions} dimensions is no batch of pictures: that has 4; put one picture into a list"
         )

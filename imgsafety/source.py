@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import stat
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -81,7 +82,7 @@ class Stamp:
 def find_images(paths: Iterable[str | os.PathLike[str]], selection: Selection | None = None) -> Iterator[Path | Member]:
     """Yield files that may be pictures: named files as they are, folders searched to the bottom, archives read in place.
 
-    Listing is lazy, one folder at a time, in the order of names; links are followed, each folder once. A folder that cannot be
+    Listing is lazy, one folder at a time, in the order of names, linked folders last; each folder once. A folder that cannot be
     listed is yielded itself, so that loading it reports the error instead of losing what is inside. Archives yield `Member`s.
     """
     chosen = selection or Selection()
@@ -150,17 +151,26 @@ def matches(place: str, patterns: Iterable[str]) -> bool:
 
 
 def _walk(root: Path, visited: set[tuple[int, int]], excluded: Callable[[Path], bool]) -> Iterator[Path]:
-    """Yield all files below a folder, and folders that cannot be listed."""
-    waiting = [_list_folder(root, visited)]
-    while waiting:
-        for path, is_folder in waiting[-1]:
-            if not is_folder:
-                yield path
-            elif not excluded(path):
-                waiting.append(_list_folder(path, visited))
-                break
-        else:
-            waiting.pop()
+    """Yield all files below a folder, and folders that cannot be listed.
+
+    Linked folders come last: what is found under two names has its own, by which patterns know it, and not a link's.
+    """
+    links = deque([root])
+    while links:
+        waiting = [_list_folder(links.popleft(), visited)]
+        while waiting:
+            for path, is_folder in waiting[-1]:
+                if not is_folder:
+                    yield path
+                elif excluded(path):
+                    continue
+                elif path.is_symlink():
+                    links.append(path)
+                else:
+                    waiting.append(_list_folder(path, visited))
+                    break
+            else:
+                waiting.pop()
 
 
 def _list_folder(folder: Path, visited: set[tuple[int, int]]) -> Iterator[tuple[Path, bool]]:
@@ -267,7 +277,7 @@ def stamp_of(item: Path | Member) -> Stamp:
     try:
         status = item.stat()
     except (OSError, ValueError):
-        return Stamp("", None, None)
+        return Stamp("closed" if _is_closed(item) else "", None, None)
     return Stamp(f"{status.st_size}:{status.st_mtime_ns}", status.st_size, status.st_mtime_ns)
 
 

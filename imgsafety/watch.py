@@ -46,7 +46,15 @@ def _changes(folder: Path, stop: Callable[[], bool]) -> Iterator[Iterable[Path]]
     except ImportError as problem:
         raise SetupError("watching needs more packages: pip install 'imgsafety[watch]'") from problem
     next_listing = 0.0
-    events = events_of(folder, watch_filter=None, debounce=2 * STEP_MS, step=STEP_MS, rust_timeout=STEP_MS, yield_on_timeout=True)
+    events = events_of(
+        folder,
+        watch_filter=None,
+        debounce=2 * STEP_MS,
+        step=STEP_MS,
+        rust_timeout=STEP_MS,
+        yield_on_timeout=True,
+        ignore_permission_denied=True,  # what is closed is listed, and so reported
+    )
     for batch in events:
         if stop():
             return
@@ -62,8 +70,11 @@ def _changes(folder: Path, stop: Callable[[], bool]) -> Iterator[Iterable[Path]]
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for at, _, names in os.walk(folder):
+    """Everything below a folder that is none, and folders that cannot be listed."""
+    closed: list[Path] = []
+    for at, _, names in os.walk(folder, onerror=lambda problem: closed.append(Path(problem.filename))):
         yield from (Path(at, name) for name in names)
+    yield from closed
 
 
 def _rested(paths: Iterable[Path], resting: dict[Path, tuple[str, float, float]], judged: dict[Path, str]) -> list[Path]:

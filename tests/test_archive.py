@@ -202,6 +202,14 @@ def test_a_sample_is_uniform(tmp_path):
     assert len(drawn) == 10 and all(109 < count < 191 for count in drawn.values())
 
 
+@pytest.mark.parametrize("selection", [Selection(exclude=("aaa/*",)), Selection(include=("zzz/*",)), Selection(exclude=("aaa",))])
+def test_a_link_hides_no_folder_from_patterns(tmp_path, selection):
+    (tmp_path / "zzz").mkdir()
+    (tmp_path / "zzz" / "a.png").touch()
+    (tmp_path / "aaa").symlink_to("zzz")
+    assert [*find_images([tmp_path], selection)] == [tmp_path / "zzz" / "a.png"]
+
+
 def test_a_folder_deeper_than_any_recursion_is_searched(tmp_path, draw):
     folders = [tmp_path]
     for _ in range(1200):

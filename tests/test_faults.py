@@ -36,18 +36,23 @@ def pictures(tmp_path):
 
 AS_NOBODY = """
 import os, sys
+from itertools import islice
 from pathlib import Path
 from imgsafety import Scanner, find_images
 from imgsafety.sink import to_jsonl
-model, policy, folder = sys.argv[1:]
+from imgsafety.watch import watch
+model, policy, folder, way, count = sys.argv[1:]
 scanner = Scanner(model, policy, workers=1)
 list(scanner.scan(find_images([folder])))  # loads all that an unprivileged user might not be able to load
+if way == "watch":
+    next(watch(scanner, folder, existing=True))
 for parent in [Path(folder), *Path(folder).parents]:
     if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
         parent.chmod(0o755)
 os.setegid(65534)
 os.seteuid(65534)
-sys.stdout.writelines(map(to_jsonl, scanner.scan(find_images([folder]))))
+results = watch(scanner, folder, existing=True) if way == "watch" else scanner.scan(find_images([folder]))
+sys.stdout.writelines(map(to_jsonl, islice(results, int(count))))
 """
 
 
@@ -77,17 +82,22 @@ def test_links_to_nowhere_and_to_themselves_are_counted(scanner, pictures):
 
 @linux
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read")
-def test_unreadable_files_and_folders_are_counted(pictures, toy_path, toy_policy_path):
+@pytest.mark.parametrize("way", ["scan", "watch"])
+def test_unreadable_files_and_folders_are_counted(pictures, toy_path, toy_policy_path, way):
+    if way == "watch":
+        pytest.importorskip("watchfiles", reason="needs the extra `watch`")
     folder = pictures[0].parent
     pictures[0].chmod(0)
     (folder / "closed").mkdir(mode=0)
     (folder / "closed" / "inside.png").write_bytes(pictures[3].read_bytes())
-    done = subprocess.run(
-        [sys.executable, "-c", AS_NOBODY, toy_path, toy_policy_path, folder], capture_output=True, text=True, cwd=ROOT
-    )
+    (folder / "listed").mkdir()
+    (folder / "listed" / "named.png").write_bytes(pictures[3].read_bytes())
+    (folder / "listed").chmod(0o744)  # its names may be read, and nothing else
+    command = [sys.executable, "-c", AS_NOBODY, toy_path, toy_policy_path, folder, way, "14"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     verdicts = {Path(line["path"]).name: line["verdict"] for line in map(json.loads, done.stdout.splitlines())}
-    assert len(verdicts) == 13, done.stderr
-    assert [name for name, verdict in verdicts.items() if verdict != "allow"] == [pictures[0].name, "closed"]
+    assert len(verdicts) == 14, done.stderr
+    assert {name for name, verdict in verdicts.items() if verdict != "allow"} == {pictures[0].name, "closed", "named.png"}
 
 
 # --- decode and preprocess ---
