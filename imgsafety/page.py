@@ -5,6 +5,7 @@ nothing. What a reader would get wrong: no picture is shown, ever; and every nam
 escapes all text, data goes in as JSON without `<`, and a content policy forbids all loading.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from io import StringIO
@@ -33,7 +34,7 @@ def to_html(
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "thousands": "{:,}".format, "points": points}
-    plots = [draw_histograms(summary) for summary in summaries]
+    plots = [draw_histograms(summary, f"run{number}-") for number, summary in enumerate(summaries)]
     lists = [None if rows is None else {"columns": FLAGGED_COLUMNS, "rows": rows} for rows in flagged]
     runs = list(zip(summaries, plots, lists, strict=True))
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -45,8 +46,11 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.2f}".replace("-", "−")
 
 
-def draw_histograms(summary: Mapping[str, Any]) -> str:
-    """Draw the histograms with the policy's thresholds, as SVG whose text is text and whose colours are the page's."""
+def draw_histograms(summary: Mapping[str, Any], prefix: str = "") -> str:
+    """Draw the histograms with the policy's thresholds, as SVG whose text is text and whose colours are the page's.
+
+    prefix: of all its ids, of which a page may have no two alike.
+    """
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -64,7 +68,7 @@ def draw_histograms(summary: Mapping[str, Any]) -> str:
     svg = file.getvalue()
     for colour, own in PAGE_COLOURS.items():
         svg = svg.replace(colour, own)
-    return svg[svg.index("<svg") :]
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg[svg.index("<svg") :])
 
 
 def _draw(axes: Any, name: str, counts: Sequence[int], threshold: float | None) -> None:

@@ -19,6 +19,7 @@ from imgsafety.spec import shipped_file
 
 CONFIDENCE = 0.95
 RATES_FILE = "operating_points.json"
+CORRECTED = frozenset(("minimal-attire", "apparent-minor"))  # what error counts may be of
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,8 @@ def load_rates(path: str | os.PathLike[str], model_sha256: str, policy: str) -> 
         raise SetupError(f"the error rates of {path} were measured on another model ({str(measured_on)[:12]}…)")
     if policy not in policies:
         raise SetupError(f"{path} has no error rates at the thresholds of policy {policy!r}")
+    if not isinstance(policies[policy], Mapping) or not policies[policy].keys() <= CORRECTED:
+        raise SetupError(f"{path}: {policy}: holds error counts of {' and '.join(sorted(CORRECTED))}, and nothing else")
     return {name: _parse_counts(counts, f"{path}: {policy}: {name}") for name, counts in policies[policy].items()}
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +26,7 @@ MOST_GROUPS = 60  # rows of the tables over folders and over time
 MOST_ERRORS = 30
 MOST_FLAGGED = 100_000
 VIEWS = {"count": "results", "once": "distinct_results"}
+UNDATED = "unknown"
 UNKNOWN_RATES = "no error rates of this model are known"
 FLAGGED_COLUMNS = ("path", "verdict", "rules", "minimal_attire", "minor", "under_25", "age", "date", "sha256", "error")
 
@@ -73,13 +74,15 @@ def summarise(store: Store, rates: dict[str, ErrorCounts] | str, duplicates: str
     """
     if store.fact("model") is None:
         raise SetupError(f"run {store.path} is empty: nothing was scanned into it")
+    if duplicates == "once" and store.fact("selection")["sample"]:
+        raise SetupError("a sample is drawn of files, and says nothing of pictures counted once; report it with --duplicates count")
     thresholds = {score: _threshold(store.fact("policy")["rules"], score) for score in ("minimal_attire", "minor")}
     root = _root(store)
-    tally = _tally(store, VIEWS[duplicates], root, thresholds)
+    tally = _tally(store, VIEWS[duplicates], root, thresholds, _rules_alone(store.fact("policy")["rules"], thresholds))
     ((files, pictures),) = store.query("SELECT count(*), count(DISTINCT sha256) FROM files")
     summary = {
         "run": {name: store.fact(name) for name in ("model", "policy", "settings", "selection", "versions", "started", "finished")},
-        "name": store.path.name,
+        "name": printable(store.path.name),
         "root": printable(root),
         "duplicates": duplicates,
         "files": files,
@@ -96,7 +99,7 @@ def summarise(store: Store, rates: dict[str, ErrorCounts] | str, duplicates: str
         "error_rates": _describe_rates(rates),
         "histograms": {name: [bins[index] for index in range(BINS[name])] for name, bins in tally.bins.items()},
         "folders": _roll_up(tally.folders, _folder_levels(tally.folders)),
-        "dates": _roll_up(tally.days, [{day: day[:length] for day in tally.days} for length in (10, 7, 4)]),
+        "dates": _roll_up(tally.days, [_shortened(tally.days, length) for length in (10, 7, 4)]),
         "undecided": dict(tally.errors.most_common(MOST_ERRORS)),
     }
     return {**summary, "quote": quote(summary)}
@@ -105,7 +108,7 @@ def summarise(store: Store, rates: dict[str, ErrorCounts] | str, duplicates: str
 def for_public(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The same without what leads to single files or tells of the machine: names, folders, patterns, errors, the system."""
     run, undecided = summary["run"], summary["verdicts"]["undecided"]
-    hidden: dict[str, list[str]] = {"paths": [], "include": [], "exclude": []}
+    hidden = {"paths": [], **{name: ["…"] * len(run["selection"][name]) for name in ("include", "exclude")}}
     versions = [{name: version for name, version in one.items() if name != "system"} for one in run["versions"]]
     shown = {**run, "selection": {**run["selection"], **hidden}, "versions": versions}
     hides = {"name": f"scan of {(run['started'] or '')[:10]}", "root": "", "folders": [], "undecided": {"any": undecided}}
@@ -119,13 +122,21 @@ def _threshold(rules: Sequence[Mapping[str, Any]], score: str) -> float | None:
     return min(alone or [when[score] for when in named], default=None)
 
 
+def _rules_alone(rules: Sequence[Mapping[str, Any]], scores: Iterable[str]) -> dict[str, list[str]]:
+    """For each score, the rules about it alone."""
+    return {score: [rule["name"] for rule in rules if [*rule["when"]] == [score] and not rule["before_below"]] for score in scores}
+
+
 def _root(store: Store) -> str:
     """The folder that all paths are below."""
     root: str = os.path.commonpath(store.fact("selection")["paths"])
-    return root if os.path.isdir(root) or not os.path.splitext(root)[1] else os.path.dirname(root)
+    is_file = os.path.isfile(root) or (os.path.splitext(root)[1] and not os.path.isdir(root))  # one that is gone: by its name
+    return os.path.dirname(root) if is_file else root
 
 
-def _tally(store: Store, view: str, root: str, thresholds: Mapping[str, float | None]) -> Tally:
+def _tally(
+    store: Store, view: str, root: str, thresholds: Mapping[str, float | None], alone: Mapping[str, Sequence[str]]
+) -> Tally:
     tally = Tally()
     columns = "path, mtime_ns, verdict, reasons, error, minimal_attire, minor, apparent_age, attire"
     for path, mtime_ns, verdict, reasons, error, minimal, minor, age, attire in store.query(f"SELECT {columns} FROM {view}"):  # noqa: S608
@@ -137,7 +148,12 @@ def _tally(store: Store, view: str, root: str, thresholds: Mapping[str, float | 
         if rules or verdict != "allow":
             what.append("flagged")
         if attire is not None:
-            what += _traits(minimal, minor, age, thresholds)
+            reached = {
+                # The rule, where there is one: error rates are its, and other looks and frames can set it off as well.
+                score: any(rule in rules for rule in alone[score]) or (not alone[score] and _reaches(value, thresholds[score]))
+                for score, value in (("minimal_attire", minimal), ("minor", minor))
+            }
+            what += _traits(reached["minimal_attire"], reached["minor"], people=age is not None)
             tally.attire[attire] += 1
             _fill_bins(tally, minimal, minor, age)
         tally.verdicts[verdict] += 1
@@ -148,18 +164,16 @@ def _tally(store: Store, view: str, root: str, thresholds: Mapping[str, float | 
     return tally
 
 
-def _traits(minimal: float | None, minor: float | None, age: float | None, thresholds: Mapping[str, float | None]) -> Iterator[str]:
+def _traits(minimal: bool, minor: bool, people: bool) -> Iterator[str]:
     """What a judged picture counts as. An apparent minor needs somebody who is seen."""
     yield "judged"
-    if age is not None:
+    if people:
         yield "people"
-    is_minimal = _reaches(minimal, thresholds["minimal_attire"])
-    is_minor = age is not None and _reaches(minor, thresholds["minor"])
-    if is_minimal:
+    if minimal:
         yield "minimal"
-    if is_minor:
+    if minor and people:
         yield "minor"
-    if is_minimal and is_minor:
+    if minimal and minor and people:
         yield "both"
 
 
@@ -181,9 +195,13 @@ def _below(folder: str, root: str) -> str:
 
 def _day(mtime_ns: int | None) -> str:
     try:
-        return datetime.fromtimestamp((mtime_ns or 0) / 1e9, UTC).date().isoformat() if mtime_ns is not None else "unknown"
+        return datetime.fromtimestamp((mtime_ns or 0) / 1e9, UTC).date().isoformat() if mtime_ns is not None else UNDATED
     except (OverflowError, ValueError, OSError):  # a file may claim any date
-        return "unknown"
+        return UNDATED
+
+
+def _shortened(days: Iterable[str], length: int) -> dict[str, str]:
+    return {day: day if day == UNDATED else day[:length] for day in days}
 
 
 def _folder_levels(folders: Mapping[str, Counter[str]]) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ import json
 import os
 import platform
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -45,21 +45,31 @@ def scan_run(
     paths: Iterable[str | os.PathLike[str]],
     selection: Selection | None = None,
     stop: Callable[[], bool] = lambda: False,
+    record: Callable[[Result], None] = lambda _: None,
+    absent: Collection[str | os.PathLike[str]] = (),
 ) -> Iterator[Result]:
     """Judge what the run does not hold yet and yield each result once it is stored, batch by batch.
 
     stop: asked before each file; once it says yes, what was begun is finished and stored. Bytes that are stored already are
-    not judged again, whatever file holds them. Raises `SetupError` when the run was made with another model, policy, setting
-    or selection, or cannot be written.
+    not judged again, whatever file holds them. record: called with each result before it is stored, as in an audit log: after a
+    crash it may have one that is judged again, and lacks none. absent: which of the paths to leave out now, as they are not there;
+    the run goes on with them once they are. Raises `SetupError` when the run was made with another model, policy, setting or
+    selection, or cannot be written.
     """
     roots = [os.path.abspath(path) for path in paths]
     chosen = selection or Selection()
     _begin(store, scanner, roots, chosen)  # before anything is asked of the results, or written
-    return _scan_missing(scanner, store, roots, chosen, stop)
+    missing = {os.path.abspath(path) for path in absent}
+    return _scan_missing(scanner, store, [root for root in roots if root not in missing], chosen, stop, record)
 
 
 def _scan_missing(
-    scanner: Scanner, store: Store, roots: list[str], chosen: Selection, stop: Callable[[], bool]
+    scanner: Scanner,
+    store: Store,
+    roots: list[str],
+    chosen: Selection,
+    stop: Callable[[], bool],
+    record: Callable[[Result], None],
 ) -> Iterator[Result]:
     listed: deque[Seen] = deque()
     stopped = False
@@ -84,6 +94,8 @@ def _scan_missing(
             fresh = [_judged(scanner.policy, *pair) for pair in seen if not pair[1].skipped]
             copies += [pair for pair in seen if pair[1].skipped]
             known, copies = _resolve(store, copies, fresh)
+            for entry in (*fresh, *known):
+                record(entry.result)
             store.write([*fresh, *known])
             yield from (entry.result for entry in (*fresh, *known))
     if not (stopped or listed or copies):

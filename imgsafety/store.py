@@ -188,6 +188,10 @@ class Store:
             values = (result.sha256, json.dumps(opinion.frames), scores, *_verdict_values(result, opinion.deciding))
             marks = ", ".join("?" * len(values))
             self._connection.execute(f"INSERT OR REPLACE INTO pictures ({columns}) VALUES ({marks})", values)  # noqa: S608  # our own
+        if result.sha256 is not None:  # what stood for an archive or folder that could not be read, and can be now
+            above = [path for folder in Path(os.fsdecode(seen.path)).parents for path in (folder, folder / "...")]
+            deletion = "DELETE FROM files WHERE path = ? AND sha256 IS NULL"
+            self._connection.executemany(deletion, [(os.fsencode(path),) for path in above])
         error = _storable(result.error) if result.sha256 is None else None
         row = (seen.path, seen.stamp, _fitting(seen.size), _fitting(seen.mtime_ns), result.sha256, error)
         self._connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", row)
@@ -228,7 +232,7 @@ class Store:
 
     def changes(self, other: "Store") -> list[tuple[str, str, int]]:
         """Return verdict here, verdict there, and how many pictures that both runs hold have these two."""
-        ordered = "SELECT sha256, verdict FROM pictures ORDER BY sha256"
+        ordered = "SELECT sha256, verdict FROM pictures WHERE sha256 IN (SELECT sha256 FROM files) ORDER BY sha256"
         counts: Counter[tuple[str, str]] = Counter()
         theirs = other.query(ordered)
         with _undamaged(self.path):

@@ -106,8 +106,8 @@ def test_a_full_disk_is_raised():
         opened.write(Result("a.png", "allow"))
 
 
-def scan(folder, log, toy_path, toy_policy_path):
-    return main(["scan", str(folder), "--audit-log", str(log), "--model", str(toy_path), "--policy", str(toy_policy_path)])
+def scan(folder, log, toy_path, toy_policy_path, *more):
+    return main(["scan", str(folder), "--audit-log", str(log), "--model", str(toy_path), "--policy", str(toy_policy_path), *more])
 
 
 def test_a_scan_logs_every_picture_and_says_the_head(folder, tmp_path_factory, toy_path, toy_policy_path, capsys):
@@ -118,6 +118,15 @@ def test_a_scan_logs_every_picture_and_says_the_head(folder, tmp_path_factory, t
     assert all(entry["sha256"] and entry["model_sha256"] and entry["policy_sha256"] and entry["scores"] for entry in entries)
     assert entries[-1]["hash"] in capsys.readouterr().err
     assert main(["audit", "verify", str(log), "--head", entries[-1]["hash"]]) == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_run_whose_log_failed_lacks_no_line_after_it_went_on(folder, tmp_path_factory, toy_path, toy_policy_path):
+    place = tmp_path_factory.mktemp("log")
+    run, log = str(place / "run.sqlite"), place / "audit.jsonl"
+    assert scan(folder, "/dev/full", toy_path, toy_policy_path, "--run", run) == 2
+    assert scan(folder, log, toy_path, toy_policy_path, "--run", run) == 1
+    assert len(lines(log)) == 3
 
 
 def test_the_command_names_what_is_wrong(log, capsys):

@@ -11,6 +11,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from imgsafety import Scanner, SetupError
 from imgsafety.cli import main
@@ -20,6 +21,7 @@ from imgsafety.prevalence import ErrorCounts, load_rates, shipped_rates
 from imgsafety.report import compare, find_rates, list_flagged, summarise
 from imgsafety.result import Reason, Result
 from imgsafety.runs import scan_run
+from imgsafety.source import Selection
 from imgsafety.store import Entry, Opinion, Seen, open_to_read, open_to_write
 from tests.toy import POLICY
 
@@ -39,8 +41,6 @@ def make_run(path, scanner, *folders):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """Ten drawn pictures of each kind, the last a copy of the one before; names that are hostile or not UTF-8; a broken file."""
-    from PIL import Image
-
     from tests.conftest import COLOURS
 
     folder = tmp_path_factory.mktemp("pictures")
@@ -76,6 +76,30 @@ def test_files_with_the_same_bytes_count_once_on_request(run):
     with open_to_read(run) as store:
         once = summarise(store, RATES, "once")
     assert once["counted"] == 37 and once["figures"]["minimal_attire"]["count"] == 9
+
+
+def test_a_sample_of_files_is_no_sample_of_pictures_counted_once(tmp_path, toy_path, toy_policy, pictures):
+    with open_to_write(tmp_path / "a.sqlite") as store:
+        list(scan_run(Scanner(toy_path, toy_policy), store, [pictures], Selection(sample=20)))
+        assert summarise(store, RATES)["counted"] == 20
+        with pytest.raises(SetupError, match="drawn of files"):
+            summarise(store, RATES, "once")
+
+
+def test_a_figure_counts_what_the_rule_about_its_score_counts(tmp_path, toy_path):
+    # On white, where half of the red shows as pink, it is nobody, which decides here; on black it set off the other rule.
+    policy = parse_policy(POLICY + '''
+[[rules]]
+name = "nobody"
+verdict = "block"
+when = { "attire.no_person" = 0.9 }
+''')
+    Image.new("RGBA", (40, 40), (255, 0, 0, 150)).save(tmp_path / "a.png")
+    with open_to_read(make_run(tmp_path / "a.sqlite", Scanner(toy_path, policy), tmp_path)) as store:
+        (result,) = store.results()
+        assert result.minimal_attire < 0.1
+        summary = summarise(store, RATES)
+    assert summary["rules"] == {"minimal-attire": 1, "nobody": 1} and summary["figures"]["minimal_attire"]["count"] == 1
 
 
 def test_nobody_is_no_apparent_minor(summary, run):
@@ -128,6 +152,16 @@ def test_rates_of_the_users_own_must_fit(run, tmp_path):
     (tmp_path / "rates.json").write_text(json.dumps({"model_sha256": "other", "policies": {}}))
     with open_to_read(run) as store, pytest.raises(SetupError, match="another model"):
         find_rates(store, tmp_path / "rates.json")
+
+
+@pytest.mark.parametrize("counts", [[], {"minimal_attire": {"tp": 9, "fn": 1, "tn": 9, "fp": 1}}])
+def test_rates_by_a_name_that_is_none_are_refused(run, tmp_path, counts):
+    with open_to_read(run) as store:
+        model, policy = store.fact("model"), store.fact("policy")
+        content = {"model_sha256": model["sha256"], "policies": {policy["name"]: counts}}
+        (tmp_path / "rates.json").write_text(json.dumps(content))
+        with pytest.raises(SetupError, match="apparent-minor and minimal-attire"):
+            find_rates(store, tmp_path / "rates.json")
 
 
 def test_folders_and_dates_add_up(summary):
@@ -196,6 +230,38 @@ def test_a_public_report_leads_to_no_file_and_says_nothing_of_the_machine(tmp_pa
     assert main(["report", str(run), "--public", "--csv", str(tmp_path / "a.csv")]) == 2
 
 
+def test_a_public_report_says_that_files_were_chosen_by_patterns(tmp_path, toy_path, toy_policy, pictures):
+    chosen = Selection(include=("*8.png",), exclude=("secret*",))
+    with open_to_write(tmp_path / "a.sqlite") as store:
+        list(scan_run(Scanner(toy_path, toy_policy), store, [pictures], chosen))
+    page = tmp_path / "a.html"
+    assert main(["report", str(tmp_path / "a.sqlite"), "--public", "--html", str(page)]) == 0
+    assert "only <code>…</code>; without <code>…</code>" in page.read_text() and "secret" not in page.read_text()
+
+
+def test_names_of_runs_and_patterns_need_not_be_utf8(tmp_path, toy_path, toy_policy, pictures):
+    run, page = tmp_path / os.fsdecode(b"d\xff.sqlite"), tmp_path / "a.html"
+    with open_to_write(run) as store:
+        list(scan_run(Scanner(toy_path, toy_policy), store, [pictures], Selection(include=(os.fsdecode(b"\xff*"),))))
+    assert main(["report", str(run), "--html", str(page)]) == 0 and "\\udcff" in page.read_text()
+
+
+def test_a_file_that_was_named_itself_has_its_name(tmp_path, toy_path, toy_policy, draw):
+    draw("minimal").save(tmp_path / "photo", "PNG")
+    with open_to_read(make_run(tmp_path / "a.sqlite", Scanner(toy_path, toy_policy), tmp_path / "photo")) as store:
+        assert [row[0] for row in list_flagged(store)] == ["photo"]
+
+
+def test_what_has_no_date_has_a_row_of_its_own_however_long_the_time(tmp_path, toy_path, toy_policy, draw):
+    for month in range(70):
+        draw("clothed", (40 + month, 40)).save(tmp_path / f"{month}.png")
+        os.utime(tmp_path / f"{month}.png", (month * 31 * 86_400,) * 2)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(zipfile.ZipInfo("a.png", (1980, 0, 0, 0, 0, 0)), b"no picture")
+    with open_to_read(make_run(tmp_path / "a.sqlite", Scanner(toy_path, toy_policy), tmp_path)) as store:
+        assert [row["name"] for row in summarise(store, RATES)["dates"]][-2:] == ["1975", "unknown"]
+
+
 def test_a_policy_that_does_not_ask_for_minors_counts_none(tmp_path, toy_path, pictures):
     attire_alone = parse_policy(POLICY.split("[[rules]]")[0] + """[[rules]]
 name = "minimal-attire"
@@ -216,7 +282,23 @@ def test_two_runs_are_compared(run, tmp_path, toy_path, pictures):
     assert changes["figures"]["minimal_attire"]["raw"]["value"] == -0.25
     assert "differ in policy" in changes["cautions"][0] and "pictures are in both scans" in changes["cautions"][1]
     assert main(["report", str(run), str(second), "--html", str(tmp_path / "two.html")]) == 0
-    assert "Two scans compared" in (tmp_path / "two.html").read_text()
+    page = (tmp_path / "two.html").read_text()
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert "Two scans compared" in page and len(ids) == len(set(ids)) > 20
+    assert set(re.findall(r'(?:url\(|href=")#([^")]+)', page)) <= set(ids)
+
+
+def test_pictures_that_were_replaced_are_in_no_comparison(tmp_path, toy_path, toy_policy, draw):
+    (tmp_path / "pictures").mkdir()
+    for name in "ab":
+        draw("clothed", (40 + ord(name), 40)).save(tmp_path / "pictures" / f"{name}.png")
+    scanner = Scanner(toy_path, toy_policy)
+    first = make_run(tmp_path / "first.sqlite", scanner, tmp_path / "pictures")
+    shutil.copy(first, tmp_path / "second.sqlite")
+    draw("minimal").save(tmp_path / "pictures" / "a.png")
+    second = make_run(tmp_path / "second.sqlite", scanner, tmp_path / "pictures")
+    with open_to_read(first) as before, open_to_read(second) as after:
+        assert before.changes(after) == [("allow", "allow", 1)]
 
 
 # In a real browser

@@ -1,6 +1,7 @@
 """Scans that are stopped, killed and gone on with; policies applied later."""
 
 import contextlib
+import io
 import os
 import random
 import re
@@ -8,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -219,6 +221,36 @@ def test_what_a_run_that_goes_on_writes_holds_all_of_it(toy_path, toy_policy_pat
     assert sorted(output.read_text().splitlines()) == first and len(first) == 3
     capsys.readouterr()
     assert main(words) == 1 and "c.webp" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_whatever_of_what_was_named_is_there(toy_path, toy_policy_path, folder, run, tmp_path_factory, draw):
+    late = tmp_path_factory.mktemp("late") / "late.png"
+    words = ["scan", str(folder), str(late), "--model", str(toy_path), "--policy", str(toy_policy_path), "--run", str(run)]
+    assert main(words) == 2 and len(stored(run)) == 3  # it is not there yet
+    draw("minimal").save(late)
+    assert main(words) == 1 and stored(run)[str(late)].verdict == "review"
+    late.unlink()
+    assert main(words) == 2 and len(stored(run)) == 4
+
+
+@pytest.mark.parametrize("damage", ["half", "tail"])
+def test_what_stood_for_a_damaged_archive_is_gone_once_it_is_whole(scanner, tmp_path, run, draw, damage):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name in ("a.png", "b.png"):
+            picture = io.BytesIO()
+            draw("clothed", (40 + ord(name[0]), 40)).save(picture, "PNG")
+            info = tarfile.TarInfo(name)
+            info.size = picture.tell()
+            archive.addfile(info, io.BytesIO(picture.getvalue()))
+    path, whole = tmp_path / "all.tar", file.getvalue()
+    path.write_bytes(whole[:100] if damage == "half" else whole.rstrip(b"\0")[:-200])
+    scan(scanner, run, tmp_path)
+    assert "undecided" in {result.verdict for result in stored(run).values()}
+    path.write_bytes(whole)
+    scan(scanner, run, tmp_path)
+    verdicts = {name: result.verdict for name, result in stored(run).items()}
+    assert verdicts == {f"{path}/a.png": "allow", f"{path}/b.png": "allow"}
 
 
 def test_a_refused_run_leaves_earlier_results_alone(toy_path, toy_policy_path, folder, run, tmp_path):

@@ -92,8 +92,9 @@ def _check_choice(runs: int, table: bool, public: bool) -> None:
 
 
 def _write(path: str, text: str) -> None:
+    data = text.encode(errors="backslashreplace")  # names need not be UTF-8
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        Path(path).write_bytes(data)
     except OSError as problem:
         raise SetupError(f"output {path} cannot be written: {problem.strerror}") from problem
 

@@ -4,6 +4,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any, BinaryIO
@@ -123,13 +124,15 @@ def scan(
     for path in missing:
         hint = "; addresses are for --engine ray, and nothing is fetched from the web" if "://" in path else ""
         click.echo(f"imgsafety: {sink.printable(path)}: no such file or folder{hint}", err=True)
-    present = [path for path in paths if there[path]]
-    if not present:
+    if len(missing) == len(there):
         return FAILED
     scanner = Scanner(**settings)
-    judge = partial(_scan_into, run, format_) if run else _scan
-    write = partial(_write, format_, output)
-    status = judge(scanner, present, selection, partial(_write_audited, audit_log, scanner, write) if audit_log else write)
+    with _open_audit_log(audit_log, scanner) as record:
+        write = partial(_write, format_, output)
+        if run:
+            status = _scan_into(run, format_, scanner, paths, missing, selection, write, record)
+        else:
+            status = _scan(scanner, [path for path in paths if there[path]], selection, write, record)
     return FAILED if missing and status in (NOTHING_FLAGGED, FLAGGED) else status
 
 
@@ -146,6 +149,7 @@ def _shown(paths: Sequence[str]) -> str:
 
 
 Writer = Callable[[Iterator[Result], Iterable[Result]], None]  # of new results, and of those that a run held before
+Record = Callable[[Result], None]
 
 
 def _write(format_: str, output: str | None, results: Iterator[Result], earlier: Iterable[Result]) -> None:
@@ -157,24 +161,24 @@ def _write(format_: str, output: str | None, results: Iterator[Result], earlier:
             (sys.stdout if output is None else file).write(shown(sink.FORMATS[format_](result)))
 
 
-def _write_audited(path: str, scanner: Scanner, write: Writer, results: Iterator[Result], earlier: Iterable[Result]) -> None:
+@contextmanager
+def _open_audit_log(path: str | None, scanner: Scanner) -> Iterator[Record]:
+    """What records a verdict, in the log if there is one; its head is said at the end."""
+    if path is None:
+        yield lambda _: None
+        return
     session, policy = scanner.session, scanner.policy
     with open_log(path, Judge(session.spec.identity, session.sha256, policy.name, policy.sha256)) as log:
-        write(_logged(log.write, results), earlier)
+        yield log.write
         click.echo(f"{path}: head {log.head}", err=True)
 
 
-def _logged(log: Callable[[Result], None], results: Iterator[Result]) -> Iterator[Result]:
-    for result in results:
-        log(result)
-        yield result
-
-
-def _scan(scanner: Scanner, paths: list[str], selection: Selection, write: Writer) -> int:
+def _scan(scanner: Scanner, paths: list[str], selection: Selection, write: Writer, record: Record) -> int:
     counts: Counter[str] = Counter()
 
     def counted(results: Iterator[Result]) -> Iterator[Result]:
         for result in results:
+            record(result)
             counts[result.verdict] += 1
             counts["flagged"] += result.flagged
             yield result
@@ -200,16 +204,26 @@ def _scan_on_cluster(paths: tuple[str, ...], output: str, selection: Selection, 
     return summarise(counts, _shown(paths))
 
 
-def _scan_into(run: str, format_: str, scanner: Scanner, paths: list[str], selection: Selection, write: Writer) -> int:
+def _scan_into(
+    run: str,
+    format_: str,
+    scanner: Scanner,
+    paths: Sequence[str],
+    missing: Sequence[str],
+    selection: Selection,
+    write: Writer,
+    record: Record,
+) -> int:
+    present = [path for path in paths if path not in missing]
     with open_to_write(run) as store, stop_on_signals() as received:
-        results = scan_run(scanner, store, paths, selection, stop=lambda: bool(received))
+        results = scan_run(scanner, store, paths, selection, lambda: bool(received), record, absent=missing)
         # Whichever call judged them, what is written holds all of the run; of those that text leaves out none are read.
         earlier = store.results(condition=FLAGGED_ROWS if format_ == "text" else "1")
         counts = store.count()
         done = sum(counts.values()) - counts["flagged"]  # which are counted by their verdicts as well
-        write(with_progress(results, partial(source.find_images, paths, selection), done), earlier)
+        write(with_progress(results, partial(source.find_images, present, selection), done), earlier)
         counts = store.count()
-        status = summarise(counts, _shown(paths)) if any(counts.values()) or not received else NOTHING_FLAGGED
+        status = summarise(counts, _shown(present)) if any(counts.values()) or not received else NOTHING_FLAGGED
     if received:
         click.echo(f"imgsafety: stopped; what was judged is in {run}, and the same command goes on from there", err=True)
         return SIGNAL_BASE + received[0]
