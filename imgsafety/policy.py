@@ -41,8 +41,8 @@ from imgsafety.result import SEVERITY, Decision, Reason, Scores, Verdict
 
 FOLDER = Path(__file__).parent / "policies"
 DISGUISES = tuple(dict.fromkeys(LOOKS[2:]))  # looks that only a thorough scan takes
-# A rule may only make things graver; `label` names a reason and leaves the decision as it is.
 HUGE = 2**1000  # a whole number beyond this cannot be shown
+# A rule may only make things graver; `label` names a reason and leaves the decision as it is.
 OUTCOMES: dict[str, Decision] = {"label": "allow", "review": "review", "block": "block"}
 
 

@@ -38,7 +38,8 @@ def command_of(program: str, words: list[str]) -> click.Command:
         assert isinstance(command, click.Command)
         return command
     named = words[0] if words and not words[0].startswith("-") else None
-    return cli.commands[named] if named else cli
+    command = cli.commands[named] if named else cli
+    return command.commands.get(words[1], command) if isinstance(command, click.Group) and len(words) > 1 else command
 
 
 def options_of(command: click.Command) -> set[str]:

@@ -165,7 +165,7 @@ def _groups(all_rows: Measured) -> Iterator[tuple[str, Measured]]:
     yield from _parts(all_rows, "source", "medium", "framing")
     children = np.array([row.minor for row in all_rows.rows])
     scene = all_rows.column("framing") == "scene"
-    yield "clothed children in scenes", all_rows.take(children & scene)
+    yield "children in scenes", all_rows.take(children & scene)
     yield "faces of minors", all_rows.take(children & ~scene)
     sports = np.char.startswith(all_rows.column("source"), "sports") & (all_rows.column("attire") == "clothed")
     yield "sports, clothed", all_rows.take(sports)
