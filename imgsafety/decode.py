@@ -1,8 +1,8 @@
-"""Bytes, PIL images and arrays to upright RGB views, bounded in pixels and time.
+"""Bytes, PIL images and arrays to upright RGB views, bounded in pixels and time, and those to the model's pixels.
 
-In: what `source.load` hands over. Out: `View`s: every RGB picture that somebody who opens the item could
-see. A still picture gives one view; an animation gives frames sampled over its whole length; a
-picture with transparent parts gives two, over white and over black, because the viewer's page decides.
+In: what `source.load` hands over. Out of `prepare`: `Pixels` of everything that is judged of it. Before these come `View`s: every
+RGB picture that somebody who opens the item could see. A still picture gives one view; an animation gives frames sampled over
+its whole length; a picture with transparent parts gives two, over white and over black, because the viewer's page decides.
 What a reader would get wrong: `Image.open` only reads the header, so size limits hold before any decoding; and views are
 made one at a time, because eight frames of the largest size do not fit into memory together.
 """
@@ -24,7 +24,9 @@ from PIL.PngImagePlugin import PngImageFile
 
 from imgsafety.errors import ImageError
 from imgsafety.png import read_plain, refuse_ambiguous
-from imgsafety.preprocess import REDUCING_MARGIN
+from imgsafety.preprocess import REDUCING_MARGIN, ZOOM, looks, reduced, to_detail, to_pixels
+from imgsafety.resample import TensorImage
+from imgsafety.result import Detail, Pixels
 
 # Decoders we let untrusted bytes reach. JPEG's also opens MPO, which many phones write into .jpg files; Pillow
 # raises KeyError for the name MPO itself.
@@ -80,6 +82,33 @@ class _TimedFile(io.BytesIO):
     def read(self, size: int | None = -1) -> bytes:
         self.check()
         return super().read(size)
+
+
+def prepare(content: Any, limits: Limits, size: int, thorough: bool, detailed: bool = False) -> list[Pixels]:
+    """Decode bytes, a PIL image or an array in this process; if `detailed`, fill `Pixels.detail` of whole pictures.
+
+    A `TensorImage` stays where it is. Raises `ImageError`.
+    """
+    side = ZOOM * size if detailed else size
+    try:
+        if isinstance(content, TensorImage):
+            check_size(content.size, limits)
+            return [Pixels(to_pixels(content, size), detail=to_detail(content, size) if detailed else None)]
+        with contextlib.closing(iter_views(content, limits, side)) as views:  # a caller's image is free again in any case
+            return [
+                Pixels(to_pixels(look, size), view.frame, _detail(view, size) if detailed and look is view.image else None)
+                for view in views
+                for look in looks(view.image, thorough)
+            ]
+    except (ImageError, MemoryError):
+        raise
+    except Exception as problem:  # the resize is Pillow's, or torch's, which raise nearly every class
+        raise ImageError(f"cannot be prepared: {type(problem).__name__}: {problem}") from problem
+
+
+def _detail(view: View, size: int) -> Detail:
+    detail = to_detail(view.image, size)
+    return detail if view.frame is None else reduced(detail)  # many frames kept whole would take much memory
 
 
 def iter_views(content: bytes | Image.Image | npt.NDArray[Any], limits: Limits, size: int) -> Generator[View]:

@@ -1,4 +1,4 @@
-"""Bytes to the model's pixels: here, or in a worker process that may crash, hang or run out of memory instead of us.
+"""Bytes to the model's pixels in a worker process, which may crash, hang or run out of memory instead of us.
 
 In: a file's bytes. Out: `Pixels` of everything that is judged of it. A worker gets bytes over a pipe and answers
 with one line of JSON and raw pixels, so that a decoder that was taken over can send numbers and nothing else; nothing is
@@ -25,10 +25,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from imgsafety.decode import Limits, View, check_size, iter_views
+from imgsafety.decode import Limits, prepare
 from imgsafety.errors import ImageError, SetupError
-from imgsafety.preprocess import ZOOM, looks, most_detail, reduced, to_detail, to_pixels
-from imgsafety.resample import TensorImage
+from imgsafety.preprocess import most_detail, reduced
 from imgsafety.result import Detail, Pixels
 
 MEMORY = 4 * 1024**3  # bytes of address space; a picture of 80 million pixels needs a third of it
@@ -37,33 +36,6 @@ MAX_LINE = 1 << 20  # bytes of the JSON that a worker may answer
 WORKER = (sys.executable, "-P", "-c", "from imgsafety.isolate import work; work()")
 # A black picture: a worker that cannot answer this cannot be used at all. Large enough that it takes memory of its own.
 PROBE = b"P6 512 512 255\n" + bytes(512 * 512 * 3)
-
-
-def prepare(content: Any, limits: Limits, size: int, thorough: bool, detailed: bool = False) -> list[Pixels]:
-    """Decode bytes, a PIL image or an array in this process; if `detailed`, fill `Pixels.detail` of whole pictures.
-
-    A `TensorImage` stays where it is. Raises `ImageError`.
-    """
-    side = ZOOM * size if detailed else size
-    try:
-        if isinstance(content, TensorImage):
-            check_size(content.size, limits)
-            return [Pixels(to_pixels(content, size), detail=to_detail(content, size) if detailed else None)]
-        with contextlib.closing(iter_views(content, limits, side)) as views:  # a caller's image is free again in any case
-            return [
-                Pixels(to_pixels(look, size), view.frame, _detail(view, size) if detailed and look is view.image else None)
-                for view in views
-                for look in looks(view.image, thorough)
-            ]
-    except (ImageError, MemoryError):
-        raise
-    except Exception as problem:  # the resize is Pillow's, or torch's, which raise nearly every class
-        raise ImageError(f"cannot be prepared: {type(problem).__name__}: {problem}") from problem
-
-
-def _detail(view: View, size: int) -> Detail:
-    detail = to_detail(view.image, size)
-    return detail if view.frame is None else reduced(detail)  # many frames kept whole would take much memory
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 from imgsafety.errors import SetupError
 from imgsafety.spec import shipped_file
 
-CONFIDENCE = 0.95
+Z = NormalDist().inv_cdf(0.975)  # of intervals that hold with 95 % confidence
 RATES_FILE = "operating_points.json"
 CORRECTED = frozenset(("minimal-attire", "apparent-minor"))  # what error counts may be of
 
@@ -55,17 +55,17 @@ class ErrorCounts:
         return self.tn / (self.tn + self.fp)
 
 
-def raw_share(flagged: int, total: int, confidence: float = CONFIDENCE) -> Share | None:
+def raw_share(flagged: int, total: int) -> Share | None:
     """Return the share that was flagged, with Wilson's interval (1927); none of nothing."""
     if not total:
         return None
-    z, share = _z(confidence), flagged / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    share = flagged / total
+    centre = (share + Z * Z / (2 * total)) / (1 + Z * Z / total)
+    half = Z * math.sqrt(share * (1 - share) / total + Z * Z / (4 * total * total)) / (1 + Z * Z / total)
     return Share(share, _clip(centre - half), _clip(centre + half))
 
 
-def corrected_share(flagged: int, total: int, errors: ErrorCounts, confidence: float = CONFIDENCE) -> Share | None:
+def corrected_share(flagged: int, total: int, errors: ErrorCounts) -> Share | None:
     """Return the share that is so, as far as one can tell from what was flagged.
 
     The estimate is Rogan and Gladen's (1978). The interval is Lang and Reiczigel's (2014): it includes that sensitivity and
@@ -76,16 +76,15 @@ def corrected_share(flagged: int, total: int, errors: ErrorCounts, confidence: f
         return None
     value = _rogan_gladen(flagged / total, errors.sensitivity, errors.specificity)
     # Pseudo-observations keep the normal approximation honest near 0 and 1 (Agresti and Coull 1998).
-    z = _z(confidence)
-    n, n_se, n_sp = total + z * z, errors.tp + errors.fn + 2, errors.tn + errors.fp + 2
-    apparent, se, sp = (flagged + z * z / 2) / n, (errors.tp + 1) / n_se, (errors.tn + 1) / n_sp
+    n, n_se, n_sp = total + Z * Z, errors.tp + errors.fn + 2, errors.tn + errors.fp + 2
+    apparent, se, sp = (flagged + Z * Z / 2) / n, (errors.tp + 1) / n_se, (errors.tn + 1) / n_sp
     if se + sp <= 1:
         return None
     share = _rogan_gladen(apparent, se, sp)
     noise_se, noise_sp = se * (1 - se) / n_se, sp * (1 - sp) / n_sp
-    shift = 2 * z * z * (share * noise_se - (1 - share) * noise_sp)
+    shift = 2 * Z * Z * (share * noise_se - (1 - share) * noise_sp)
     variance = apparent * (1 - apparent) / n + share**2 * noise_se + (1 - share) ** 2 * noise_sp
-    half = z * math.sqrt(variance) / (se + sp - 1)
+    half = Z * math.sqrt(variance) / (se + sp - 1)
     low, high = share + shift - half, share + shift + half
     if high <= 0 or low >= 1:
         return None
@@ -94,10 +93,6 @@ def corrected_share(flagged: int, total: int, errors: ErrorCounts, confidence: f
 
 def _rogan_gladen(apparent: float, sensitivity: float, specificity: float) -> float:
     return (apparent + specificity - 1) / (sensitivity + specificity - 1)
-
-
-def _z(confidence: float) -> float:
-    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def _clip(value: float) -> float:

@@ -164,13 +164,11 @@ def make_result(
     path: str | None,
     sha256: str | None,
     frame: int | None,
-    scores: Scores | None,
+    scores: Scores,
     verdict: Verdict,
-    boxes: Mapping[str, tuple[Box, ...]] | None = None,
+    boxes: Mapping[str, tuple[Box, ...]],
 ) -> Result:
     """Join what is known of one item into its `Result`."""
-    if scores is None:
-        return Result(path, verdict.decision, verdict.reasons, verdict.error, sha256, frame)
     return Result(
         path,
         verdict.decision,
@@ -186,5 +184,5 @@ def make_result(
         apparent_age_high=scores.age_high,
         scores=scores.heads,
         maps={name: plane.tolist() for name, plane in scores.maps.items()},
-        boxes=boxes or {},
+        boxes=boxes,
     )

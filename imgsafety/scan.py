@@ -23,9 +23,9 @@ from PIL import Image
 
 from imgsafety import source, where
 from imgsafety.batching import MicroBatcher
-from imgsafety.decode import FRAMES, MAX_PIXELS, TIMEOUT, Limits
+from imgsafety.decode import FRAMES, MAX_PIXELS, TIMEOUT, Limits, prepare
 from imgsafety.errors import ImageError, ModelError, SetupError
-from imgsafety.isolate import Workers, prepare
+from imgsafety.isolate import Workers
 from imgsafety.policy import Policy, check_fit, load_policy, settled
 from imgsafety.policy import decide as apply_policy
 from imgsafety.preprocess import CLOSER, LOOKS, shrink, with_half, zoom
@@ -364,21 +364,17 @@ def judge(policy: Policy, scored: Scored, before: Scored | None = None) -> tuple
     """
     cut_short = len(scored.scores) % len(scored.looks_taken)
     if scored.error or not scored.scores or cut_short:
-        verdict = Verdict("undecided", error=scored.error or "no frame could be judged")
-        return make_result(scored.path, scored.sha256, None, None, verdict), None
+        error = scored.error or "no frame could be judged"
+        return Result(scored.path, "undecided", error=error, sha256=scored.sha256), None
     if policy.zoom:
         scored, before = together(scored), together(before) if before else None
-    looks = scored.looks
-    # A default scan for a policy without `[zoom]` does not zoom: a run that did is decided as that scan would.
-    zooms = policy.zoom or scored.looks_taken not in (LOOKS[:2], with_half(LOOKS[:2]))
-    wanted = {look for look in (looks if zooms else LOOKS[:1]) if look != CLOSER[0]}  # a half says nothing alone
-    policies = {look: policy.for_look(look) for look in wanted}
-    origins: dict[str, list[Scores | None]] = {look: [*_per_frame(before, look)] if before else [] for look in wanted}
+    looks, wanted = scored.looks, _deciding(policy, scored.looks_taken)
+    origins = {look: [*_per_frame(before, look)] if before and before.scores else [None] for look in wanted}
     judged = [
-        (apply_policy(policies[look], scores, other), index)
+        (apply_policy(policy.for_look(look), scores, other), index)
         for index, (look, scores) in enumerate(zip(looks, scored.scores, strict=True))
         if look in wanted
-        for other in origins[look] or [None]
+        for other in origins[look]
     ]
     verdict, index = max(judged, key=lambda entry: _gravity(entry[0], scored.scores[entry[1]], looks[entry[1]]))
     scores = scored.scores[index]
@@ -388,6 +384,12 @@ def judge(policy: Policy, scored: Scored, before: Scored | None = None) -> tuple
     fired = {name for reason in verdict.reasons for name in reason.scores if name in scores.maps}
     places = {name: where.boxes(scores.maps[name]) for name in sorted(fired)}
     return make_result(scored.path, scored.sha256, scored.frames[index], scores, verdict, places), index
+
+
+def _deciding(policy: Policy, taken: tuple[str, ...]) -> tuple[str, ...]:
+    """The looks that decide: a half says nothing alone, and a default scan for a policy without `[zoom]` would not zoom."""
+    zooms = policy.zoom or taken[-1] == LOOKS[-1]  # a thorough scan zooms whatever the policy says
+    return tuple(look for look in dict.fromkeys(taken if zooms else LOOKS[:1]) if look != CLOSER[0])
 
 
 def together(scored: Scored) -> Scored:

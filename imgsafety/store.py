@@ -116,7 +116,7 @@ class Store:
         self._claims: set[str] = set()
         self._claiming = threading.Lock()
         self._closed = False
-        self._looking = _connect(path, "ro", timeout=60)
+        self._looking = _connect(path, "ro")
 
     def close(self) -> None:
         """Close the file; nothing is lost by not calling it."""
@@ -344,9 +344,9 @@ def _locked(path: Path, connection: sqlite3.Connection) -> Iterator[None]:
         yield
 
 
-def _connect(path: Path, mode: str, timeout: float = 60) -> sqlite3.Connection:
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode={mode}"
-    return sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False)
+    return sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
 
 
 def _is_run(connection: sqlite3.Connection, path: Path) -> bool:

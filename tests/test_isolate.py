@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from imgsafety import ImageError, Scanner, SetupError
-from imgsafety.decode import Limits
-from imgsafety.isolate import Workers, prepare
+from imgsafety.decode import Limits, prepare
+from imgsafety.isolate import Workers
 from imgsafety.preprocess import reduced
 from tests.hostile import animation, encoded, picture, png, slow_jpeg, zeros
 
