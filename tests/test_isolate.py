@@ -152,6 +152,12 @@ def test_workers_end_with_the_scanner(toy_path, toy_policy):
     assert pids and not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
 
 
+def test_ctrl_c_is_not_for_workers(isolated):
+    isolated.check(encoded(picture(), "PNG"))
+    # A terminal sends it to the group of the command.
+    assert isolated.isolated.pids and all(os.getpgid(pid) != os.getpgrp() for pid in isolated.isolated.pids)
+
+
 def test_a_file_object_is_decoded_in_a_worker_too(isolated):
     assert isolated.check(io.BytesIO(encoded(picture(), "PNG"))).verdict == "review"
 

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -278,7 +279,7 @@ def test_an_edit_of_nothing_is_never_allowed(scanner, draw):
     assert all("there is none" in result.error for result in results)
 
 
-@pytest.mark.parametrize("options", [{"max_wait": float("inf")}, {"timeout": float("inf")}, {"timeout": float("nan")}])
+@pytest.mark.parametrize("options", [{"max_wait": math.inf}, {"timeout": math.inf}, {"timeout": math.nan}, {"timeout": 1e12}])
 def test_times_are_finite(toy_path, toy_policy, options):
     with pytest.raises(SetupError, match="it must be"):
         Scanner(toy_path, toy_policy, **options)
@@ -293,7 +294,9 @@ def test_one_item_is_not_taken_for_many(scanner, one):
 
 
 @pytest.mark.parametrize("call", ["check_many", "scan", "score"])
-@pytest.mark.parametrize("make", [np.asarray, lambda image: image, lambda _: bytearray(b"x"), lambda _: io.BytesIO(b"x")])
+@pytest.mark.parametrize(
+    "make", [np.asarray, lambda image: image, lambda _: bytearray(b"x"), lambda _: io.BytesIO(b"x"), lambda _: np.array(3)]
+)
 def test_one_picture_where_many_are_wanted_is_an_error(scanner, draw, call, make):
     with pytest.raises(SetupError, match=r"one item, not many|no batch of pictures"):
         list(getattr(scanner, call)(make(draw("minimal"))))
