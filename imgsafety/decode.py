@@ -237,7 +237,7 @@ def _views(
         if file is not None:
             refuse_ambiguous(file.getvalue(), count)
     if count == 1:
-        yield from (View(rgb) for rgb in _flatten(_still(image, size, file)))
+        yield from (View(rgb) for rgb in _flatten(_still(shown or image, size, file)))
         return
     if count > MAX_FRAMES or image.width * image.height * count > ANIMATION_FACTOR * limits.max_pixels:
         raise ImageError(f"{count} frames of {image.width}x{image.height} are over the limit for an animation")

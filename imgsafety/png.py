@@ -23,6 +23,7 @@ NOT_PLAIN = ("exif", "xmp", "raw profile", "transparency", "interlace", "loop")
 # Chunks that say how the pixels look: at most one of each, and before the pixels. Of two, decoders take the first or the last.
 BEFORE_PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"acTL", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"cICP"))
 ONCE = BEFORE_PIXELS | {b"eXIf"}
+MOST_CHUNKS = 100_000  # usual ones hold 8 kB or more of the pixels
 GREY, COLOUR, PALETTE = 0, 2, 3  # kinds of pixels that may name what is transparent
 
 
@@ -49,7 +50,9 @@ def refuse_ambiguous(data: bytes, frames: int) -> None:
     """
     sizes: dict[bytes, int] = {}
     pixels = frame = False
-    for kind, length in _chunks(data):
+    for number, (kind, length) in enumerate(_chunks(data)):
+        if number == MOST_CHUNKS:
+            raise ImageError(f"a PNG of more than {MOST_CHUNKS:,} chunks")
         if kind in ONCE and kind in sizes:
             raise ImageError(f"a PNG with two {kind.decode()}, of which decoders take the one or the other")
         if (kind in BEFORE_PIXELS and pixels) or (kind == b"PLTE" and b"tRNS" in sizes):

@@ -257,6 +257,17 @@ def test_what_a_caller_did_to_a_frame_is_judged_and_stays(format_, position, edi
         assert (image.convert("RGB").tobytes(), image.size) == mine
 
 
+@pytest.mark.parametrize("format_", ["GIF", "TIFF", "WEBP", "PNG", "JPEG"])
+def test_what_a_caller_did_to_a_still_picture_is_judged_and_stays(format_):
+    image = Image.open(io.BytesIO(encoded(noise(), format_)))
+    image.load()
+    image.paste(200 if image.mode == "P" else (200,) * len(image.getbands()), (0, 0, 32, 48))
+    mine = image.convert("RGB").tobytes()
+    for _ in range(2):
+        (view,) = from_pil(image, Limits())
+        assert view.image.tobytes() == mine == image.convert("RGB").tobytes() and view.frame is None
+
+
 def test_an_animation_that_breaks_off_goes_back_to_its_frame():
     image = Image.open(io.BytesIO(animation(8, "GIF", (64, 64))[:-40]))
     image.seek(1)
@@ -310,6 +321,8 @@ def ambiguous():
     yield "announced twice", moving[:control] + moving[control : control + 20] * 2 + moving[control + 20 :], "two acTL"
     yield "not announced", moving[:control] + moving[control + 20 :], "not announced"
     dark, light = (chunk(b"gAMA", level.to_bytes(4, "big")) for level in (1000, 45455))
+    many = chunk(b"tEXt", b"a\0b") * 100_001
+    yield "many chunks", colour[:-12] + many + colour[-12:], "100,000 chunks"
     yield "two gammas", colour[:33] + dark + light + colour[33:], "two gAMA"
     yield "a gamma beside sRGB", colour[:33] + dark + chunk(b"sRGB", b"\0\0") + colour[33:], "gamma"
     yield "a gamma beside a damaged profile", colour[:33] + dark + chunk(b"iCCP", b"x\0\0junk") + colour[33:], "gamma"

@@ -214,7 +214,8 @@ def _scan_into(
     write: Writer,
     record: Record,
 ) -> int:
-    present = [path for path in paths if path not in missing]
+    absent = set(missing)
+    present = [path for path in paths if path not in absent]
     with open_to_write(run) as store, stop_on_signals() as received:
         results = scan_run(scanner, store, paths, selection, lambda: bool(received), record, absent=missing)
         # Whichever call judged them, what is written holds all of the run; of those that text leaves out none are read.
