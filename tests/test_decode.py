@@ -246,11 +246,11 @@ def test_what_a_caller_did_to_a_frame_is_judged_and_stays(format_, position, edi
         image.paste(200 if image.mode == "P" else (200,) * len(image.getbands()), (0, 0, 32, 48))
     mine = image.convert("RGB").tobytes(), image.size
     for _ in range(2):
-        if edit == "thumbnail" and format_ in ("PNG", "WEBP"):  # Pillow itself cannot go to another frame of these any more
-            with pytest.raises(ImageError):
-                from_pil(image, Limits())
-        else:
+        try:
             views = from_pil(image, Limits())
+        except ImageError:  # Pillow itself cannot go to another frame of these any more, of MPO only in some versions
+            assert edit == "thumbnail" and format_ in ("MPO", "PNG", "WEBP")
+        else:
             assert [view.frame for view in views] == [0, 1, 2]
             assert (views[position].image.tobytes(), views[position].image.size) == mine
         image.load()
