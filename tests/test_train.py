@@ -228,9 +228,9 @@ def test_a_policy_is_calibrated_and_the_scanner_judges_with_it(model, policy, da
 
 
 def test_a_model_is_measured_on_held_out_pictures_with_a_policy_of_its_own(model, policy, killed, data):
-    words = ["--data", data, "--split", killed / "split.csv", "--model", model, "--quick", "--settings", SMOKE]
+    words = ["--data", data, "--split", killed / "split.csv", "--model", model, "--changed-rows", 4, "--settings", SMOKE]
     result = CliRunner().invoke(evaluate.main, list(map(str, [*words, "--policy", policy])), catch_exceptions=False)
-    assert result.exit_code == 0 and "AUROC" in result.output
+    assert result.exit_code == 0 and all(text in result.output for text in ("AUROC", "| halftone |", "beside an adult", "restyled"))
     with pytest.raises(PolicyError, match=r"calibrated for model 'imgsafety 1\.0'"):
         CliRunner().invoke(evaluate.main, list(map(str, words)), catch_exceptions=False)
 
