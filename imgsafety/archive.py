@@ -141,7 +141,7 @@ class _Bounded:
 
     def __init__(self, file: IO[bytes], most: float) -> None:
         self._file, self._most = file, most
-        self.tell, self.close = file.tell, file.close
+        self.tell = file.tell
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= MAX_WAITING_BYTES:

@@ -46,7 +46,7 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.2f}".replace("-", "−")
 
 
-def draw_histograms(summary: Mapping[str, Any], prefix: str = "") -> str:
+def draw_histograms(summary: Mapping[str, Any], prefix: str) -> str:
     """Draw the histograms with the policy's thresholds, as SVG whose text is text and whose colours are the page's.
 
     prefix: of all its ids, of which a page may have no two alike.

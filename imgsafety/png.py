@@ -66,11 +66,11 @@ def refuse_ambiguous(data: bytes, frames: int) -> None:
         raise ImageError("a PNG with tRNS that does not fit its pixels, which decoders heed or ignore")
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """Kind and length of each chunk up to the end; what breaks off is for Pillow."""
-    at = 8
-    while len(data) >= at + 8 and (kind := data[at + 4 : at + 8]) != b"IEND":
-        length = int.from_bytes(data[at : at + 4])
+def _chunks(data: bytes, at: int = 8) -> Iterator[tuple[bytes, int]]:
+    """Kind and length of each chunk from here to the end; what breaks off is for Pillow."""
+    kind = b""
+    while kind != b"IEND" and len(data) >= at + 8:
+        length, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
         yield kind, length
         at += 12 + length
 
@@ -112,6 +112,4 @@ def _is_plain(image: PngImageFile, data: bytes) -> bool:
 
 def _ends_with_pixels(data: bytes, first: int) -> bool:
     """Whether nothing follows the pixels, whose first chunk starts here; an orientation might."""
-    while data[first + 4 : first + 8] == b"IDAT":
-        first += 12 + int.from_bytes(data[first : first + 4])
-    return data[first + 4 : first + 8] == b"IEND"
+    return next((kind for kind, _ in _chunks(data, first) if kind != b"IDAT"), b"") == b"IEND"

@@ -76,9 +76,11 @@ def summarise(store: Store, rates: dict[str, ErrorCounts] | str, duplicates: str
         raise SetupError(f"run {store.path} is empty: nothing was scanned into it")
     if duplicates == "once" and store.fact("selection")["sample"]:
         raise SetupError("a sample is drawn of files, and says nothing of pictures counted once; report it with --duplicates count")
-    thresholds = {score: _threshold(store.fact("policy")["rules"], score) for score in ("minimal_attire", "minor")}
+    rules = store.fact("policy")["rules"]
+    thresholds = {score: _threshold(rules, score) for score in ("minimal_attire", "minor")}
+    alone = {score: {rule["name"] for rule in _alone(rules, score)} for score in thresholds}
     root = _root(store)
-    tally = _tally(store, VIEWS[duplicates], root, thresholds, _rules_alone(store.fact("policy")["rules"], thresholds))
+    tally = _tally(store, VIEWS[duplicates], root, thresholds, alone)
     ((files, pictures),) = store.query("SELECT count(*), count(DISTINCT sha256) FROM files")
     summary = {
         "run": {name: store.fact(name) for name in ("model", "policy", "settings", "selection", "versions", "started", "finished")},
@@ -117,14 +119,13 @@ def for_public(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def _threshold(rules: Sequence[Mapping[str, Any]], score: str) -> float | None:
     """The value at which a policy says that a picture is so: that of the rule about this score alone, else the lowest."""
-    named = [rule["when"] for rule in rules if score in rule["when"] and not rule["before_below"]]
-    alone = [when[score] for when in named if len(when) == 1]
-    return min(alone or [when[score] for when in named], default=None)
+    named = [rule for rule in rules if score in rule["when"] and not rule["before_below"]]
+    return min((rule["when"][score] for rule in _alone(rules, score) or named), default=None)
 
 
-def _rules_alone(rules: Sequence[Mapping[str, Any]], scores: Iterable[str]) -> dict[str, list[str]]:
-    """For each score, the rules about it alone."""
-    return {score: [rule["name"] for rule in rules if [*rule["when"]] == [score] and not rule["before_below"]] for score in scores}
+def _alone(rules: Sequence[Mapping[str, Any]], score: str) -> list[Mapping[str, Any]]:
+    """The rules about this score alone."""
+    return [rule for rule in rules if [*rule["when"]] == [score] and not rule["before_below"]]
 
 
 def _root(store: Store) -> str:
@@ -135,7 +136,7 @@ def _root(store: Store) -> str:
 
 
 def _tally(
-    store: Store, view: str, root: str, thresholds: Mapping[str, float | None], alone: Mapping[str, Sequence[str]]
+    store: Store, view: str, root: str, thresholds: Mapping[str, float | None], alone: Mapping[str, set[str]]
 ) -> Tally:
     tally = Tally()
     columns = "path, mtime_ns, verdict, reasons, error, minimal_attire, minor, apparent_age, attire"
@@ -150,7 +151,7 @@ def _tally(
         if attire is not None:
             reached = {
                 # The rule, where there is one: error rates are its, and other looks and frames can set it off as well.
-                score: any(rule in rules for rule in alone[score]) or (not alone[score] and _reaches(value, thresholds[score]))
+                score: not alone[score].isdisjoint(rules) if alone[score] else _reaches(value, thresholds[score])
                 for score, value in (("minimal_attire", minimal), ("minor", minor))
             }
             what += _traits(reached["minimal_attire"], reached["minor"], people=age is not None)

@@ -9,7 +9,7 @@ import json
 import os
 import platform
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -46,21 +46,21 @@ def scan_run(
     selection: Selection | None = None,
     stop: Callable[[], bool] = lambda: False,
     record: Callable[[Result], None] = lambda _: None,
-    absent: Collection[str | os.PathLike[str]] = (),
+    present: Iterable[str | os.PathLike[str]] | None = None,
 ) -> Iterator[Result]:
     """Judge what the run does not hold yet and yield each result once it is stored, batch by batch.
 
     stop: asked before each file; once it says yes, what was begun is finished and stored. Bytes that are stored already are
     not judged again, whatever file holds them. record: called with each result before it is stored, as in an audit log: after a
-    crash it may have one that is judged again, and lacks none. absent: which of the paths to leave out now, as they are not there;
-    the run goes on with them once they are. Raises `SetupError` when the run was made with another model, policy, setting or
+    crash it may have one that is judged again, and lacks none. present: which of the paths to look into now, if not all are there;
+    the run goes on with the others once they are. Raises `SetupError` when the run was made with another model, policy, setting or
     selection, or cannot be written.
     """
     roots = [os.path.abspath(path) for path in paths]
     chosen = selection or Selection()
     _begin(store, scanner, roots, chosen)  # before anything is asked of the results, or written
-    missing = {os.path.abspath(path) for path in absent}
-    return _scan_missing(scanner, store, [root for root in roots if root not in missing], chosen, stop, record)
+    listed = roots if present is None else [os.path.abspath(path) for path in present]
+    return _scan_missing(scanner, store, listed, chosen, stop, record)
 
 
 def _scan_missing(

@@ -419,7 +419,7 @@ def _to_result(row: tuple[Any, ...], heads: Heads, looks: tuple[str, ...]) -> Re
         opinion = _to_opinion(frames, scores, sum(len(labels) for _, labels in heads))
         frame = opinion.frames[deciding]
         columns = split_columns(opinion.scores, heads)
-        decided = _decided(columns, deciding, looks)
+        decided = _said(columns, deciding, looks)
         chosen = {name: dict(zip(labels, decided[name].tolist(), strict=True)) for name, labels in heads}
     if verdict not in SEVERITY:
         raise ValueError(f"it holds the verdict {verdict!r}")
@@ -430,7 +430,7 @@ def _to_result(row: tuple[Any, ...], heads: Heads, looks: tuple[str, ...]) -> Re
     return Result(name, decision, tuple(named), error, sha256, frame, **numbered, scores=chosen)
 
 
-def _decided(columns: Mapping[str, npt.NDArray[np.float32]], deciding: int, looks: tuple[str, ...]) -> where.Heads:
+def _said(columns: Mapping[str, npt.NDArray[np.float32]], deciding: int, looks: tuple[str, ...]) -> where.Heads:
     """What decided; if that is a whole, what it and a closer look say together."""
     rows = [deciding, *(deciding + at for at, look in enumerate(looks) if look in CLOSER and not deciding % len(looks))]
     whole, *closer = ({name: column[row].astype(float) for name, column in columns.items()} for row in rows)

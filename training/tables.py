@@ -256,9 +256,7 @@ def _age_in_scenes(all_rows: Measured, limit: float) -> Table:
     people = _aged_by_eye(all_rows)
     rows = []
     for name, part in (("all", people), *_parts(people, "framing", "source")):
-        minor, score = part.minors, part.under(ADULT)
-        figures = auroc_text(score[minor], score[~minor]), str(rate(score[minor] < limit)), str(rate(score[~minor] >= limit))
-        rows.append((name, *figures))
+        rows.append((name, *_told_apart(part, limit)))
     return Table(
         f"Minor: clothed people in scenes, figures and portraits, at the shipped threshold {limit:g}",
         "Ages by eye (`training/ages_by_eye.csv`) or as the origin says: somebody under 18, or everybody 18 or older; "
@@ -271,29 +269,28 @@ def _age_in_scenes(all_rows: Measured, limit: float) -> Table:
 def small_people_table(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path) -> Table:
     """The same people small, alone and beside an adult."""
     rows, limit = _aged_by_eye(all_rows).rows, threshold(policy, "minor-exposed", "minor")
-    minor = np.array([row.minor for row in rows])
     random = np.random.default_rng(0)
     grounds = _grounds(all_rows.rows, data, random, len(rows))
-    adults = [read_image(row, data) for row in some_rows(rows, ~minor, random, len(rows))]
-
-    def paste(share: float) -> Callable[[int], Change]:
-        return lambda index: smaller(share, grounds[index % len(grounds)], (index % 5) / 4)
+    adults = [read_image(row, data) for row in some_rows(rows, np.array([not row.minor for row in rows]), random, len(rows))]
 
     def pair(share: float) -> Callable[[int], Change]:
         return lambda index: beside(share, adults[index % len(adults)], grounds[index % len(grounds)])
 
     lines = []
-    changes = [(f"pasted at 1/{part} of the frame", paste(1 / part)) for part in (2, 3, 4)]
-    for name, make in changes + [(f"at 1/{part}, beside an adult", pair(1 / part)) for part in (3, 4)]:
-        score = Measured(rows, predict(scanner, rows, data, _in_turn(make))).under(ADULT)
-        figures = auroc_text(score[minor], score[~minor]), str(rate(score[minor] < limit)), str(rate(score[~minor] >= limit))
-        lines.append((name, *figures))
+    for name, make in [*_pasted(grounds), *((f"at 1/{part}, beside an adult", pair(1 / part)) for part in (3, 4))]:
+        lines.append((name, *_told_apart(Measured(rows, predict(scanner, rows, data, _in_turn(make))), limit)))
     return Table(
         "Minor: the same people, small",
         "Pasted into pictures without people.",
         ("change", "AUROC", "minors missed", "adults falsely flagged"),
         lines,
     )
+
+
+def _told_apart(people: Measured, limit: float) -> tuple[str, str, str]:
+    """Minors against adults: AUROC, minors missed at the threshold, adults flagged."""
+    minor, score = people.minors, people.under(ADULT)
+    return auroc_text(score[minor], score[~minor]), str(rate(score[minor] < limit)), str(rate(score[~minor] >= limit))
 
 
 def _aged_by_eye(all_rows: Measured) -> Measured:
@@ -473,9 +470,6 @@ def _tables_of_changes(
     )
     grounds = _grounds(rows, data, random, most)
 
-    def paste(share: float) -> Callable[[int], Change]:
-        return lambda index: smaller(share, grounds[index % len(grounds)], (index % 5) / 4)
-
     def grid(side: int) -> Callable[[int], Change]:
         return lambda index: collage_of(
             [grounds[(index + step) % len(grounds)] for step in range(side * side - 1)], side, index % (side * side)
@@ -485,7 +479,7 @@ def _tables_of_changes(
         "Small people and collages",
         "The same pictures pasted into pictures without people, at a share of the frame's side, or as one cell of a grid.",
         columns,
-        [(f"pasted at 1/{part} of the frame", *score(paste(1 / part))) for part in (2, 3, 4)]
+        [(name, *score(make)) for name, make in _pasted(grounds)]
         + [(f"one cell of {side} x {side}", *score(grid(side))) for side in (2, 3)],
     )
 
@@ -494,6 +488,15 @@ def _grounds(rows: Sequence[Row], data: Path, random: np.random.Generator, most:
     """Pictures without people, to paste others into."""
     empty = np.array([row.attire == "no_person" and row.framing != "figure" for row in rows])
     return [read_image(row, data) for row in some_rows(rows, empty, random, most)]
+
+
+def _pasted(grounds: Sequence[Image.Image]) -> Iterator[tuple[str, Callable[[int], Change]]]:
+    """Every picture small in one of these, at the places of their diagonal in turn."""
+
+    def paste(share: float) -> Callable[[int], Change]:
+        return lambda index: smaller(share, grounds[index % len(grounds)], (index % 5) / 4)
+
+    return ((f"pasted at 1/{part} of the frame", paste(1 / part)) for part in (2, 3, 4))
 
 
 def edit_table(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path) -> Table:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 Change = Callable[[Image.Image], Image.Image]
+PASTED_SIDE = 320  # pixels of a picture that others are pasted into
 BORDER = 0.25  # of the picture's side, on each of its sides
 
 
@@ -107,10 +108,9 @@ def smaller(share: float, ground: Image.Image, place: float) -> Change:
     """Paste at `share` of the frame's side into another picture; place: 0 to 1, along the diagonal."""
 
     def change(image: Image.Image) -> Image.Image:
-        side = 320
-        canvas = ground.resize((side, side), Image.Resampling.BILINEAR)
-        cell = ImageOps.contain(image, (round(side * share), round(side * share)))
-        canvas.paste(cell, (round(place * (side - cell.width)), round((1 - place) * (side - cell.height))))
+        canvas, cell = _canvas(ground), _cell(image, share)
+        left, top = round(place * (PASTED_SIDE - cell.width)), round((1 - place) * (PASTED_SIDE - cell.height))
+        canvas.paste(cell, (left, top))
         return canvas
 
     return change
@@ -120,14 +120,21 @@ def beside(share: float, other: Image.Image, ground: Image.Image) -> Change:
     """Paste at `share` of the frame's side into another picture, to the left of somebody else of that size."""
 
     def change(image: Image.Image) -> Image.Image:
-        side = 320
-        canvas = ground.resize((side, side), Image.Resampling.BILINEAR)
+        canvas = _canvas(ground)
         for place, one in ((0.05, image), (0.95, other)):
-            cell = ImageOps.contain(one, (round(side * share), round(side * share)))
-            canvas.paste(cell, (round(place * (side - cell.width)), (side - cell.height) // 2))
+            cell = _cell(one, share)
+            canvas.paste(cell, (round(place * (PASTED_SIDE - cell.width)), (PASTED_SIDE - cell.height) // 2))
         return canvas
 
     return change
+
+
+def _canvas(ground: Image.Image) -> Image.Image:
+    return ground.resize((PASTED_SIDE, PASTED_SIDE), Image.Resampling.BILINEAR)
+
+
+def _cell(image: Image.Image, share: float) -> Image.Image:
+    return ImageOps.contain(image, (round(PASTED_SIDE * share), round(PASTED_SIDE * share)))
 
 
 def collage_of(others: list[Image.Image], rows: int, place: int) -> Change:

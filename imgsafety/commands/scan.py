@@ -124,15 +124,16 @@ def scan(
     for path in missing:
         hint = "; addresses are for --engine ray, and nothing is fetched from the web" if "://" in path else ""
         click.echo(f"imgsafety: {sink.printable(path)}: no such file or folder{hint}", err=True)
-    if len(missing) == len(there):
+    present = [path for path in paths if there[path]]
+    if not present:
         return FAILED
     scanner = Scanner(**settings)
     with _open_audit_log(audit_log, scanner) as record:
         write = partial(_write, format_, output)
         if run:
-            status = _scan_into(run, format_, scanner, paths, missing, selection, write, record)
+            status = _scan_into(run, format_, scanner, paths, present, selection, write, record)
         else:
-            status = _scan(scanner, [path for path in paths if there[path]], selection, write, record)
+            status = _scan(scanner, present, selection, write, record)
     return FAILED if missing and status in (NOTHING_FLAGGED, FLAGGED) else status
 
 
@@ -209,15 +210,13 @@ def _scan_into(
     format_: str,
     scanner: Scanner,
     paths: Sequence[str],
-    missing: Sequence[str],
+    present: Sequence[str],
     selection: Selection,
     write: Writer,
     record: Record,
 ) -> int:
-    absent = set(missing)
-    present = [path for path in paths if path not in absent]
     with open_to_write(run) as store, stop_on_signals() as received:
-        results = scan_run(scanner, store, paths, selection, lambda: bool(received), record, absent=missing)
+        results = scan_run(scanner, store, paths, selection, lambda: bool(received), record, present)
         # Whichever call judged them, what is written holds all of the run; of those that text leaves out none are read.
         earlier = store.results(condition=FLAGGED_ROWS if format_ == "text" else "1")
         counts = store.count()
