@@ -138,6 +138,16 @@ def test_a_source_without_a_share_is_named(data):
         draw_rows([*data[1], Row("x.png", "elsewhere", "CC0")], SMOKE.shares, 5, seed=0)
 
 
+def test_sources_that_no_share_names_get_one_each_divided_among_their_attires(data):
+    elsewhere = [Row(f"{index}.png", "elsewhere", "CC0", attire="clothed" if index else "minimal") for index in range(9)]
+    farther = [Row("x.png", "farther", "CC0")]
+    rows = [*data[1], *elsewhere, *farther]
+    drawn = np.bincount(draw_rows(rows, SMOKE.shares, 20_000, seed=0, other_share=0.5), minlength=len(rows))
+    one, clothed, other = drawn[len(data[1])], drawn[len(data[1]) + 1 : -1].sum(), drawn[-1]
+    assert one == pytest.approx(clothed, rel=0.1) and one + clothed == pytest.approx(other, rel=0.1)
+    assert other == pytest.approx(20_000 * 0.5 / (sum(SMOKE.shares.values()) + 1), rel=0.1)
+
+
 def test_made_up_labels_hold_what_the_tests_need():
     assert {attire for _, _, attire, *_ in LABELS} >= {"minimal", "revealing", "clothed", "no_person"}
 

@@ -25,7 +25,7 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from training import calibrate, evaluate, export, mix, quantize, temperature, train  # noqa: E402
+from training import calibrate, evaluate, export, mix, quantize, retrain, temperature, train  # noqa: E402
 from training.heads import AGE, ATTIRE, BORROWED, CLASSES, HEADS, age_distribution, attire_target  # noqa: E402
 from training.model import SHAPE, build, graft, has_folded_norms, load_network, on_path_of, path_of, restore_norms, seen_by  # noqa: E402
 from training.onnx_file import TEMPERATURE_SUFFIX, read_spec, split_looks  # noqa: E402
@@ -137,14 +137,32 @@ def test_the_exported_file_carries_its_spec_and_temperatures(model):
     assert all(head.temperature != 1.0 for head in spec.heads)
 
 
-def test_temperatures_are_fitted_on_an_int8_file_of_a_model_that_has_none(killed, data, tmp_path):
+@pytest.fixture(scope="module")
+def retrain_words(killed, data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("own")
+    (output / "own.toml").write_text(f'base = "{SMOKE.as_posix()}"\nname = "own"\n')
+    words = ["--data", data, "--output", output / "run", "--settings", output / "own.toml", "--start", killed / "network.safetensors"]
+    return list(map(str, [*words, "--device", "cpu"]))
+
+
+def test_a_model_of_ones_own_that_cannot_promise_is_refused_before_it_is_trained(retrain_words):
+    result = CliRunner().invoke(retrain.main, retrain_words)
+    assert result.exit_code == 1 and "at least 59 are needed" in result.output
+    assert [path.name for path in Path(retrain_words[3]).iterdir()] == ["split.csv"]
+
+
+def test_a_model_of_ones_own_is_one_command(retrain_words, data):
     import onnx
 
-    exact, int8 = tmp_path / "float.onnx", tmp_path / "int8.onnx"
-    run(export, network=killed / "network.safetensors", output=exact)
-    run(quantize, data=data, split=killed / "split.csv", model=exact, output=int8)
-    run(temperature, data=data, split=killed / "split.csv", model=int8)
-    assert all(head.temperature != 1.0 for head in read_spec(onnx.load(int8)).heads)
+    result = CliRunner().invoke(retrain.main, [*retrain_words, "--target-miss", "0.8"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    steps = [line.split()[3] for line in result.output.splitlines() if line.startswith("$ python")]
+    assert steps == [f"training.{name}" for name in ("train", "export", "quantize", "temperature", "calibrate", "evaluate")]
+    model, policy = (Path(retrain_words[3]) / name for name in ("model.onnx", "policy.toml"))
+    assert all(head.temperature != 1.0 for head in read_spec(onnx.load(model)).heads)
+    assert load_policy(policy).model == "own 1"
+    assert all(one.minor is not None for one in Scanner(model, policy).scan(sorted((data / "drawn_faces").iterdir())[:4]))
+    assert "Minimal attire: ranking" in result.output and str(policy) in result.output.splitlines()[-1]
 
 
 def test_the_int8_file_answers_nearly_what_the_float_file_does(model, killed, data):

@@ -45,6 +45,7 @@ from training.transforms import EDITS
 HERE = Path(__file__).parent
 FOLDER_AGES = {"minor": (0.0, ADULT - 1.0), "adult": (float(ADULT), float(OLDEST))}
 DECIMALS = 4
+CONFIDENCE = 0.95  # of a promise
 ROUNDING = 1e-9  # of a sum of shares: 5 of 100 are no more than 0.05
 CONDITIONS = ("when", "before_below")  # of a rule, each with a share of misses per score
 # Condition, score, share of misses, share of false alarms, share of harmless edits.
@@ -86,7 +87,7 @@ class Threshold:
     help="Promise this miss rate for every score, instead of the recipe's.",
 )
 @click.option("--leave-out", multiple=True, help="Calibrate without this source, for a model that was trained without it.")
-@click.option("--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95, show_default=True)
+@click.option("--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=CONFIDENCE, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The policy TOML to write.")
 @click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=HERE / "settings.toml")
 def main(
@@ -101,15 +102,21 @@ def main(
     settings_path: Path,
 ) -> None:
     settings = load_settings(settings_path)
-    plan = tomllib.loads((HERE / "recipes.toml").read_text(encoding="utf-8"))
-    if recipe not in plan:
-        raise click.UsageError(f"recipe {recipe!r} is not one of {', '.join(plan)}")
-    scanner = open_scanner(model, zoom="zoom" in plan[recipe])
+    plan = load_recipe(recipe)
+    scanner = open_scanner(model, zoom="zoom" in plan)
     rows = read_rows(data, split, settings.licences, leave_out)
-    text = calibrate(scanner, rows, data, recipe, plan[recipe], target_miss, confidence, leave_out)
+    text = calibrate(scanner, rows, data, recipe, plan, target_miss, confidence, leave_out)
     parse_policy(text)  # what we write must be what the scanner reads
     output.write_text(text, encoding="utf-8")
     print(text)
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """A policy of recipes.toml. Raises `UsageError`."""
+    plan: dict[str, dict[str, Any]] = tomllib.loads((HERE / "recipes.toml").read_text(encoding="utf-8"))
+    if name not in plan:
+        raise click.UsageError(f"recipe {name!r} is not one of {', '.join(plan)}")
+    return plan[name]
 
 
 def read_rows(data: Path, split: Path | None, licences: dict[str, str], leave_out: Sequence[str] = ()) -> list[Row]:
@@ -152,7 +159,7 @@ def calibrate(
 
     left_out: sources that are not among `rows`, for the record.
     """
-    _require_cases(rows, recipe, target_miss, confidence, cascade=bool(scanner.session.spec.first_size))
+    require_cases(rows, recipe, target_miss, confidence, cascade=bool(scanner.session.spec.first_size))
     scored = map(together, scanner.score(data / row.path for row in rows))
     readable = [(row, one) for row, one in zip(rows, scored, strict=True) if not one.error]
     if len(readable) < len(rows):
@@ -186,7 +193,7 @@ def calibrate(
     return header + "\n" + "\n\n".join(rules) + "\n\n# What each threshold promises, and the pictures it rests on.\n" + record
 
 
-def _require_cases(
+def require_cases(
     rows: Sequence[Row], recipe: dict[str, Any], target_miss: float | None, confidence: float, cascade: bool
 ) -> None:
     """Raise `TooFewRowsError` that names everything that is lacking, before the pictures are judged, which takes minutes."""

@@ -6,6 +6,7 @@ picture follows from the parts (most exposed, youngest). What a reader would get
 shares a canvas only with rows that show adults or nobody, and never trains the age head.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,13 +167,18 @@ class Examples(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, float, int]]):
         return augment.degrade(augment.cover(image, random), max(LEAST_SIDE, SUBJECT_PIXELS / example.share), random)
 
 
-def draw_rows(rows: Sequence[Row], shares: dict[str, float], count: int, seed: int) -> npt.NDArray[np.int64]:
+def draw_rows(
+    rows: Sequence[Row], shares: dict[str, float], count: int, seed: int, other_share: float = 0.0
+) -> npt.NDArray[np.int64]:
     """Draw row indices so that each `source/attire` (or `source`) takes its share of examples.
+
+    other_share: of each source that `shares` does not name, the same for each attire in it; 0: there must be none.
 
     Ages are drawn evenly over `AGE_BANDS`, and inside a band evenly over ethnicities, so that the years around
     18 and the groups with few minors are not drowned. Raises `ValueError` when a row belongs to no share.
     """
     random = np.random.default_rng(seed)
+    shares = shares | _of_others(rows, shares, other_share)
     keys = [f"{row.source}/{row.attire}" if f"{row.source}/{row.attire}" in shares else row.source for row in rows]
     unknown = sorted(set(keys) - set(shares))
     if unknown:
@@ -189,6 +195,13 @@ def draw_rows(rows: Sequence[Row], shares: dict[str, float], count: int, seed: i
         rows_share = shares[key] / len(bands) * len(members) / sum(len(cells[c]) for c in cells if c[:2] == (key, band))
         weights[members] = even**0.75 * rows_share**0.25 / len(members)
     return random.choice(len(rows), size=count, p=weights / weights.sum())
+
+
+def _of_others(rows: Sequence[Row], shares: dict[str, float], other_share: float) -> dict[str, float]:
+    named = {key.split("/")[0] for key in shares}
+    others = {(row.source, row.attire) for row in rows if row.source not in named} if other_share else set()
+    attires = Counter(source for source, _ in others)
+    return {f"{source}/{attire}": other_share / attires[source] for source, attire in others}
 
 
 AGE_BANDS = (3, 8, 13, 18, 22, 25, 30, 45, 60)

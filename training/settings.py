@@ -66,10 +66,11 @@ class Settings:
     sharpness: dict[str, float] = field(default_factory=dict)
     borrowed: dict[str, float] = field(default_factory=dict)
     finder_layer: int = 0
+    other_share: float = 0.0
 
 
 def load_settings(path: Path) -> Settings:
-    """Read a settings file; one that names a `base` beside it changes some settings of that file.
+    """Read a settings file; one that names a `base`, as seen from its folder, changes some settings of that file.
 
     Raises `ValueError` that names a missing or unknown setting, or a head that a setting cannot be about.
     """
@@ -89,7 +90,7 @@ def load_settings(path: Path) -> Settings:
 
 def _flat(path: Path) -> dict[str, Any]:
     table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    base = _flat(path.with_name(table.pop("base"))) if "base" in table else {}
+    base = _flat(path.parent / table.pop("base")) if "base" in table else {}
     settings = {key: value for key, value in table.items() if key not in ("model", "train")}
     merged: dict[str, Any] = base | settings | table.get("model", {}) | table.get("train", {})
     merged["shares"] = base.get("shares", {}) | table.get("shares", {})

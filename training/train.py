@@ -355,7 +355,7 @@ def _batches(rows: list[Row], data: Path, settings: Settings, done: int) -> Iter
     """Yield (number of the step, batch) over all stages, leaving out the first `done` steps."""
     step = 0
     for number, stage in enumerate(settings.stages):
-        draws = draw_rows(rows, settings.shares | stage.shares, stage.examples, settings.seed + number)
+        draws = draw_rows(rows, settings.shares | stage.shares, stage.examples, settings.seed + number, settings.other_share)
         changes = (settings.plain_faces, settings.plain_scenes, settings.stylised)
         examples = Examples(rows, draws, data, stage.size, settings.seed + number, settings.trust, *changes)
         steps = stage.examples // settings.batch_size
@@ -435,7 +435,7 @@ def _restore(path: Path, trained: Mapping[str, Any], run: Mapping[str, Any], dev
 
 
 def _plain_pixels(rows: list[Row], data: Path, settings: Settings) -> Tensor:
-    draws = draw_rows(rows, settings.shares, NORM_IMAGES, settings.seed)
+    draws = draw_rows(rows, settings.shares, NORM_IMAGES, settings.seed, settings.other_share)
     examples = Examples(rows, draws, data, settings.stages[0].size, settings.seed, {})
     return torch.from_numpy(np.stack([examples[index][0].numpy() for index in range(NORM_IMAGES)]))
 
