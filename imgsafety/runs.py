@@ -53,14 +53,16 @@ def scan_run(
     stop: asked before each file; once it says yes, what was begun is finished and stored. Bytes that are stored already are
     not judged again, whatever file holds them. record: called with each result before it is stored, as in an audit log: after a
     crash it may have one that is judged again, and lacks none. present: which of the paths to look into now, if not all are there;
-    the run goes on with the others once they are. Raises `SetupError` when the run was made with another model, policy, setting or
+    the run is not finished before the others were looked into. Raises `SetupError` when the run was made with another model, policy, setting or
     selection, or cannot be written.
     """
     roots = [os.path.abspath(path) for path in paths]
     chosen = selection or Selection()
     _begin(store, scanner, roots, chosen)  # before anything is asked of the results, or written
     listed = roots if present is None else [os.path.abspath(path) for path in present]
-    return _scan_missing(scanner, store, listed, chosen, stop, record)
+    if chosen.sample and listed != roots:
+        raise SetupError("a sample is drawn of all paths, and some are missing; scan again once they are there")
+    return _scan_missing(scanner, store, listed, chosen, stop, record, whole=listed == roots)
 
 
 def _scan_missing(
@@ -70,6 +72,7 @@ def _scan_missing(
     chosen: Selection,
     stop: Callable[[], bool],
     record: Callable[[Result], None],
+    whole: bool,
 ) -> Iterator[Result]:
     listed: deque[Seen] = deque()
     stopped = False
@@ -86,7 +89,7 @@ def _scan_missing(
                 yield item
 
     copies: list[tuple[Seen, Scored]] = []
-    store.release()  # what a scan that was given up claimed
+    store.begin()
     # Closed here and not some time later: its workers ask the store, which the caller closes next.
     with closing(scanner.score(missing(), store.claim)) as scored:
         while batch := list(islice(scored, scanner.batch_size)):
@@ -98,8 +101,8 @@ def _scan_missing(
                 record(entry.result)
             store.write([*fresh, *known])
             yield from (entry.result for entry in (*fresh, *known))
-    if not (stopped or listed or copies):
-        store.set_facts({"finished": _now()})
+    if whole and not (stopped or listed or copies):
+        store.end({"finished": _now()})
 
 
 def decide_run(store: Store, policy: Policy) -> None:

@@ -156,6 +156,8 @@ def _check_sha256(path: Path, actual: str) -> None:
 def _open_runtime(data: bytes, path: Path, provider: str, threads: int) -> Any:
     import onnxruntime  # imported here: it takes longer than the rest of the package together
 
+    onnxruntime.disable_telemetry_events()  # where somebody else loaded it before this package could tell it
+
     if provider not in PROVIDERS:
         raise SetupError(f"provider {provider!r} is not one of {', '.join(PROVIDERS)}")
     wanted = PROVIDERS[provider]

@@ -167,10 +167,26 @@ class Store:
             self._claims.add(sha256)
             return True
 
-    def release(self) -> None:
-        """Give up all claims: of a scan that ended, nobody scores any more what it claimed."""
+    def begin(self) -> None:
+        """Begin a scan: nobody scores any more what one before it claimed, and what could not be judged is noted, see `end`."""
         with self._claiming:
             self._claims.clear()
+        self._connection.execute("DELETE FROM unjudged")
+        self._connection.execute("INSERT INTO unjudged SELECT path FROM files WHERE sha256 IS NULL")
+
+    def end(self, facts: Mapping[str, Any]) -> None:
+        """End a scan that listed everything: forget what stood for archives and folders that could be looked into this time.
+
+        These are there, pictures in them were judged, and they did not come up as what cannot be judged again.
+        """
+        again = "SELECT path FROM files WHERE sha256 IS NULL AND path IN unjudged"
+        inside = "SELECT 1 FROM files WHERE path > ? AND path < ? AND sha256 IS NOT NULL"
+        with self._transaction():
+            for (path,) in list(self.query(again)):
+                stem = path.removesuffix(b"/...")
+                if os.path.lexists(stem) and next(self.query(inside, (stem + b"/", stem + b"0")), None):
+                    self._connection.execute("DELETE FROM files WHERE path = ?", (path,))
+            self._put_facts(facts)
 
     def write(self, entries: Sequence[Entry]) -> None:
         """Store a batch in one transaction: all of it or, after a crash, nothing."""
@@ -188,10 +204,8 @@ class Store:
             values = (result.sha256, json.dumps(opinion.frames), scores, *_verdict_values(result, opinion.deciding))
             marks = ", ".join("?" * len(values))
             self._connection.execute(f"INSERT OR REPLACE INTO pictures ({columns}) VALUES ({marks})", values)  # noqa: S608  # our own
-        if result.sha256 is not None:  # what stood for an archive or folder that could not be read, and can be now
-            above = [path for folder in Path(os.fsdecode(seen.path)).parents for path in (folder, folder / "...")]
-            deletion = "DELETE FROM files WHERE path = ? AND sha256 IS NULL"
-            self._connection.executemany(deletion, [(os.fsencode(path),) for path in above])
+        if result.sha256 is None:
+            self._connection.execute("DELETE FROM unjudged WHERE path = ?", (seen.path,))
         error = _storable(result.error) if result.sha256 is None else None
         row = (seen.path, seen.stamp, _fitting(seen.size), _fitting(seen.mtime_ns), result.sha256, error)
         self._connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", row)
@@ -296,6 +310,7 @@ def open_to_write(path: str | os.PathLike[str], create: bool = True) -> Iterator
         if not _is_run(connection, path):
             marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT};"
             connection.executescript(f"BEGIN; {SCHEMA} {marks} COMMIT;")
+        connection.execute("CREATE TEMP TABLE unjudged (path BLOB PRIMARY KEY) WITHOUT ROWID")
         with closing(Store(path, connection)) as store:
             _check_facts(store)
             yield store

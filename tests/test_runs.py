@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from imgsafety import PolicyError, Scanner, SetupError
 from imgsafety.cli import main
 from imgsafety.policy import parse_policy
 from imgsafety.runs import decide_run, scan_run
-from imgsafety.source import Selection
+from imgsafety.source import Selection, find_images
 from imgsafety.store import open_to_read, open_to_write
 from tests.toy import POLICY, write_toy_model
 
@@ -251,6 +252,36 @@ def test_what_stood_for_a_damaged_archive_is_gone_once_it_is_whole(scanner, tmp_
     scan(scanner, run, tmp_path)
     verdicts = {name: result.verdict for name, result in stored(run).items()}
     assert verdicts == {f"{path}/a.png": "allow", f"{path}/b.png": "allow"}
+
+
+def test_what_cannot_be_judged_stays_beside_what_lies_in_or_under_it(scanner, folder, tmp_path, run, draw):
+    picture = io.BytesIO()
+    draw("clothed", (44, 44)).save(picture, "PNG")
+    for name, tail in (("cut.tar", b"no tar" * 200), ("whole.tar", b"")):
+        with (folder / name).open("wb") as file, tarfile.open(fileobj=file, mode="w") as archive:
+            info = tarfile.TarInfo("a.png")
+            info.size = picture.tell()
+            archive.addfile(info, io.BytesIO(picture.getvalue()))
+        data = (folder / name).read_bytes().rstrip(b"\0")
+        (folder / name).write_bytes(data + bytes(-len(data) % 512) + tail)
+    with zipfile.ZipFile(folder / "two.zip", "w") as archive:
+        archive.writestr("x.jpg", b"no picture")
+        archive.writestr("x.jpg/y.png", picture.getvalue())
+    data = bytearray((folder / "two.zip").read_bytes())
+    data[data.index(b"no picture")] ^= 1  # its checksum is wrong now: no bytes, no SHA-256
+    (folder / "two.zip").write_bytes(data)
+    plain = {result.path: result.verdict for result in scanner.scan(find_images([folder]))}
+    assert sum(verdict == "undecided" for verdict in plain.values()) >= 2
+    for _ in range(2):
+        scan(scanner, run, folder)
+        assert {name: result.verdict for name, result in stored(run).items()} == plain
+
+
+def test_a_run_that_lacks_a_path_is_not_finished_and_no_sample(toy_path, toy_policy_path, folder, run, tmp_path, capsys):
+    words = ["scan", str(folder), str(tmp_path / "absent"), "--model", str(toy_path), "--policy", str(toy_policy_path), "--run"]
+    assert main([*words, str(run), "--sample", "2"]) == 2 and "drawn of all paths" in capsys.readouterr().err
+    assert main([*words, str(run.with_name("other"))]) == 2
+    assert main(["report", str(run.with_name("other"))]) == 0 and "not finished" in capsys.readouterr().out
 
 
 def test_a_refused_run_leaves_earlier_results_alone(toy_path, toy_policy_path, folder, run, tmp_path):
