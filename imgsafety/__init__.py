@@ -16,8 +16,8 @@ if typing.TYPE_CHECKING:
     from imgsafety.scan import Scanner
     from imgsafety.source import find_images
 
-# Official builds of onnxruntime send Microsoft events about every session, and keep an identifier of the machine in the user's home,
-# unless they are told not to before they load. What this package looks at is nobody's business.
+# Official builds of onnxruntime send Microsoft events about every session, and keep an identifier of the machine in the user's
+# home, unless they are told not to before they load. What this package looks at is nobody's business.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "1.0.0"

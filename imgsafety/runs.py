@@ -53,8 +53,8 @@ def scan_run(
     stop: asked before each file; once it says yes, what was begun is finished and stored. Bytes that are stored already are
     not judged again, whatever file holds them. record: called with each result before it is stored, as in an audit log: after a
     crash it may have one that is judged again, and lacks none. present: which of the paths to look into now, if not all are there;
-    the run is not finished before the others were looked into. Raises `SetupError` when the run was made with another model, policy, setting or
-    selection, or cannot be written.
+    the run is not finished before the others were looked into, and no sample. Raises `SetupError` when the run was made with
+    another model, policy, setting or selection, or cannot be written.
     """
     roots = [os.path.abspath(path) for path in paths]
     chosen = selection or Selection()

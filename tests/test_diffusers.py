@@ -462,3 +462,44 @@ def test_a_transparent_frame_beside_arrays_is_judged(scanner):
             return SimpleNamespace(images=[[Image.new("RGBA", (16, 16)), np.full((16, 16, 3), (255, 0, 0), np.uint8)]])
 
     assert guard(Mixed(), scanner)().safety_results[0].verdict == "review"
+
+
+def test_everything_that_holds_pictures_is_judged(scanner):
+    red, green = (np.broadcast_to(np.array(colour, np.uint8), (16, 16, 3)) for colour in ((255, 0, 0), (0, 255, 0)))
+
+    class Several:
+        def __init__(self, as_tuple=False):
+            self.as_tuple = as_tuple
+
+        def __call__(self):
+            images, unsafe = [Image.fromarray(green)], [Image.fromarray(red)]
+            return (images, [False], unsafe) if self.as_tuple else SimpleNamespace(images=images, unsafe_images=unsafe, note="x")
+
+    made = guard(Several(), scanner)()
+    assert [result.verdict for result in made.safety_results] == ["allow", "review"]
+    assert np.asarray(made.images[0]).any() and not np.asarray(made.unsafe_images[0]).any() and made.note == "x"
+    images, flags, unsafe = guard(Several(as_tuple=True), scanner)()
+    assert np.asarray(images[0]).any() and flags == [False] and not np.asarray(unsafe[0]).any()
+
+
+def test_a_state_from_which_pictures_cannot_be_held_back_is_refused(scanner):
+    modular = pytest.importorskip("diffusers.modular_pipelines", reason="this diffusers has none")
+
+    class Modular:
+        def __call__(self, output=None):
+            state = modular.PipelineState()
+            state.set("images", [Image.new("RGB", (16, 16), "red")])
+            return state.get(output) if output else state
+
+    with pytest.raises(SetupError, match="without pictures that can be judged"):
+        guard(Modular(), scanner)()
+    assert not np.asarray(guard(Modular(), scanner)(output="images")[0]).any()
+
+
+def test_frames_of_numbers_whose_white_nobody_knows_are_held_back(scanner):
+    class Deep:
+        def __call__(self):
+            return SimpleNamespace(frames=[[Image.new("F", (16, 16), 0.9)] * 2])
+
+    made = guard(Deep(), scanner)()
+    assert made.safety_results[0].verdict == "undecided" and not np.asarray(made.frames[0][0]).any()

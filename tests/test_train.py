@@ -141,8 +141,8 @@ def test_the_exported_file_carries_its_spec_and_temperatures(model):
 def retrain_words(killed, data, tmp_path_factory):
     output = tmp_path_factory.mktemp("own")
     (output / "own.toml").write_text(f'base = "{SMOKE.as_posix()}"\nname = "own"\n')
-    words = ["--data", data, "--output", output / "run", "--settings", output / "own.toml", "--start", killed / "network.safetensors"]
-    return list(map(str, [*words, "--device", "cpu"]))
+    words = ["--data", data, "--output", output / "run", "--settings", output / "own.toml", "--device", "cpu"]
+    return list(map(str, [*words, "--start", killed / "network.safetensors"]))
 
 
 def test_a_model_of_ones_own_that_cannot_promise_is_refused_before_it_is_trained(retrain_words):

@@ -10,7 +10,7 @@ it, and no `pipeline.to("cuda")`, goes round the check. Neither diffusers nor to
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from imgsafety.result import Result
 from imgsafety.scan import Scanner
 
 Pipeline = TypeVar("Pipeline")
-FIELDS = ("images", "frames")
+EXPECTED = ("images", "frames", 0, None)  # fields of an answer, the first of a tuple, or all of it
 BEFORE = ("image", "video")
 
 
@@ -31,7 +31,8 @@ class SafetyChecker:
     """Fits the `safety_checker=` slot of Stable Diffusion pipelines.
 
     on_flagged: `blank`, `raise` or `mark`, see `imgsafety.flagged`. `results` holds one `Result`
-    per picture of the last call. DeepFloyd IF calls its slot differently: use `guard` there.
+    per picture of the last call. Use `guard` where the slot does not see all that leaves: DeepFloyd IF calls it differently,
+    inpainting with `padding_mask_crop` pastes afterwards, and latents (`output_type="latent"`) pass without a call.
     """
 
     def __init__(self, scanner: Scanner | None = None, on_flagged: OnFlagged = "blank") -> None:
@@ -67,9 +68,11 @@ def guard(
     on_flagged: `blank`, `raise` or `mark`, see `imgsafety.flagged`; a video is held back as a whole.
     before: the call's arguments that hold a picture that came in; when one is given, each picture is judged as an
     edit of it. Where `image` is no photograph (a pose or edge map), pass `before=()`.
-    One `Result` per picture or video is in `safety_results` of what the call returns (not on a tuple), and of the pipeline,
-    where the next call replaces them. Raises `SetupError` for `output_type="latent"`, which nobody can judge, and for
-    an answer without pictures. Call it last: `from_pipe` makes a new pipeline, without the guard.
+    Everything in the answer that holds pictures is judged. One `Result` per picture or video is in `safety_results` of what the
+    call returns (not on a tuple), and of the pipeline, where the next call replaces them. Raises `SetupError` for
+    `output_type="latent"`, which nobody can judge, and for an answer without pictures, or with them where they cannot be held
+    back (the state that a modular pipeline returns: ask it for `output="images"`). Call it last: `from_pipe` makes a new
+    pipeline, without the guard.
     """
     check_choice(on_flagged)
     judging = scanner or Scanner()
@@ -89,13 +92,17 @@ def guard(
         if values.get("output_type") == "latent":
             raise SetupError('output_type="latent" cannot be judged; ask this pipeline for "pil", "np" or "pt"')
         made = call(self, *args, **kwargs)
-        pictures = _pictures(made)
+        parts = _parts(made)
         given = [values[name] for name in before if values.get(name) is not None]
-        results = tuple(judging.check_many([_item(picture) for picture in pictures], _flatten(given) if given else None))
-        self.safety_results = results
-        flags = held(results, on_flagged)
-        blanks = {} if on_flagged == "mark" else {index: _blank(pictures[index]) for index, flag in enumerate(flags) if flag}
-        return _give_back(made, _replace(pictures, blanks), results)
+        came_in = _flatten(given) if given else None
+        judged = [judging.check_many([_item(picture) for picture in pictures], came_in) for pictures in parts.values()]
+        self.safety_results = results = tuple(result for part in judged for result in part)
+        flags = iter(held(results, on_flagged))
+        for (name, pictures), part in zip(parts.items(), judged, strict=True):
+            flagged = [index for index, flag in zip(range(len(part)), flags, strict=False) if flag]
+            blanks = {} if on_flagged == "mark" else {index: _blank(pictures[index]) for index in flagged}
+            parts[name] = _replace(pictures, blanks)
+        return _give_back(made, parts, results)
 
     # Python looks `__call__` up on the class, so the pipeline gets one of its own. The name stays: diffusers writes it
     # into saved configurations and chooses pipelines by it.
@@ -104,30 +111,42 @@ def guard(
     return pipeline
 
 
-def _pictures(made: Any) -> Any:
-    """The pictures or videos in what a pipeline returned: the first of a tuple, or the field that holds them."""
-    field = next((field for field in FIELDS if getattr(made, field, None) is not None), None)
-    pictures = made[0] if isinstance(made, tuple) and made else made if field is None else getattr(made, field)
-    if not isinstance(pictures, list) and getattr(pictures, "ndim", 0) not in (4, 5):
-        raise SetupError(f"the pipeline returned {type(made).__name__} without pictures that can be judged")
-    return pictures
-
-
-def _give_back(made: Any, pictures: Any, results: tuple[Result, ...]) -> Any:
+def _parts(made: Any) -> dict[Any, Any]:
+    """What holds pictures or videos in what a pipeline returned, by its place in a tuple or its name; by none if it is all."""
     if isinstance(made, tuple):
-        return (pictures, *made[1:])
-    for field in FIELDS:
-        if getattr(made, field, None) is not None:
-            setattr(made, field, pictures)
-            made.safety_results = results
-            return made
-    return pictures
+        named: dict[Any, Any] = dict(enumerate(made))
+    elif isinstance(made, list) or hasattr(made, "ndim"):
+        named = {None: made}
+    else:
+        named = dict(made) if isinstance(made, Mapping) else dict(getattr(made, "__dict__", {}))
+    # Where pictures are expected, an answer of none at all is one as well.
+    parts = {name: part for name, part in named.items() if _holds_pictures(part) or (name in EXPECTED and isinstance(part, list))}
+    if not parts:
+        raise SetupError(f"the pipeline returned {type(made).__name__} without pictures that can be judged")
+    return parts
+
+
+def _holds_pictures(part: Any) -> bool:
+    if isinstance(part, list | tuple):
+        return any(isinstance(one, Image.Image) or getattr(one, "ndim", 0) == 3 or _holds_pictures(one) for one in part)
+    return getattr(part, "ndim", 0) in (4, 5)
+
+
+def _give_back(made: Any, parts: dict[Any, Any], results: tuple[Result, ...]) -> Any:
+    if isinstance(made, tuple):
+        return tuple(parts.get(place, part) for place, part in enumerate(made))
+    if None in parts:
+        return parts[None]
+    for name, pictures in parts.items():
+        setattr(made, name, pictures)
+    made.safety_results = results
+    return made
 
 
 def _item(picture: Any) -> Any:
     """One picture as it is; a video that is a list of frames as one array, so that its worst frame decides."""
-    if not isinstance(picture, list):
-        return picture
+    if not isinstance(picture, list) or any(isinstance(frame, Image.Image) and frame.mode[0] in "IF" for frame in picture):
+        return picture  # of numbers beyond 255 nobody knows what is white: a list is no picture, and so undecided
     clear = any(isinstance(frame, Image.Image) and frame.has_transparency_data for frame in picture)
     frames = [_array(frame, "RGBA" if clear else "RGB") for frame in picture]
     return np.stack(frames) if len({frame.shape for frame in frames}) == 1 else picture
@@ -160,7 +179,9 @@ def _blank(picture: Any) -> Any:
         return [_blank(frame) for frame in picture]
     if isinstance(picture, Image.Image):
         return Image.new(picture.mode, picture.size)
-    return np.zeros_like(picture) if isinstance(picture, np.ndarray) else picture.new_zeros(picture.shape)
+    if isinstance(picture, np.ndarray):
+        return np.zeros_like(picture)
+    return picture.new_zeros(picture.shape) if hasattr(picture, "new_zeros") else None  # what is no picture at all
 
 
 def _replace(pictures: Any, others: dict[int, Any]) -> Any:
