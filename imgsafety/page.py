@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from imgsafety.errors import SetupError
-from imgsafety.report import FLAGGED_COLUMNS, percent
+from imgsafety.report import FLAGGED_COLUMNS, percent, places
 
 # Colours that the page replaces by its own, so that one drawing serves light, dark and paper.
 INK, BAR, MARK = "#010101", "#020202", "#030303"
@@ -43,7 +43,7 @@ def to_html(
 
 def points(difference: float) -> str:
     """A difference of shares as text, in percentage points with its sign."""
-    return f"{100 * difference:+.2f}".replace("-", "−")
+    return f"{100 * difference:+.{places(100 * difference)}f}".replace("-", "−")
 
 
 def draw_histograms(summary: Mapping[str, Any], prefix: str) -> str:

@@ -60,6 +60,8 @@ class Rule:
     def __post_init__(self) -> None:
         """Refuse what can never fire, or not be decided. Raises `PolicyError`."""
         where = f"rule {self.name!r}"
+        if self.name.split() != [self.name]:  # tables name several, with spaces between
+            raise PolicyError(f"{where}: its name is one word, without spaces")
         _check_outcome(self.verdict, where)
         _thresholds(dict(self.when), f"{where}: when")
         if self.before_below:

@@ -6,6 +6,7 @@ leave here escaped.
 """
 
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -16,10 +17,21 @@ from typing import Any
 
 from imgsafety.errors import SetupError
 from imgsafety.policy import load_policy, shipped_policies
-from imgsafety.prevalence import ErrorCounts, Share, corrected_share, difference, load_rates, raw_share, shipped_rates
+from imgsafety.prevalence import (
+    DEFAULT_SCAN,
+    ErrorCounts,
+    Share,
+    corrected_difference,
+    corrected_share,
+    difference,
+    load_rates,
+    raw_share,
+    shipped_rates,
+    why_uncorrected,
+)
 from imgsafety.result import SEVERITY
 from imgsafety.sink import printable
-from imgsafety.store import FLAGGED, Store
+from imgsafety.store import FLAGGED, Store, undamaged
 
 BINS = {"minimal_attire": 40, "minor": 40, "age": 100}
 MOST_GROUPS = 60  # rows of the tables over folders and over time
@@ -27,6 +39,9 @@ MOST_ERRORS = 30
 MOST_FLAGGED = 100_000
 VIEWS = {"count": "results", "once": "distinct_results"}
 UNDATED = "unknown"
+OTHERS = "(all others)"
+FEW = 10  # files of a year, below which it is no row of a public report
+RATES_OF = {"minimal_attire": "minimal-attire"}  # figures that are a share of all pictures, and what corrects them
 UNKNOWN_RATES = "no error rates of this model are known"
 FLAGGED_COLUMNS = ("path", "verdict", "rules", "minimal_attire", "minor", "under_25", "age", "date", "sha256", "error")
 
@@ -50,19 +65,20 @@ def find_rates(store: Store, path: str | os.PathLike[str] | None = None) -> dict
 
     path: a file of the user's own; one that does not fit raises `SetupError`. None is the file that came with the model.
     """
-    model, policy = store.fact("model"), store.fact("policy")
+    model, policy, settings = (store.fact(name) for name in ("model", "policy", "settings"))
+    scan = next((kind for kind in ("thorough", "cascade") if settings.get(kind)), DEFAULT_SCAN)
+    wanted = (model["sha256"], policy["name"], policy["sha256"], scan)
     if path is not None:
-        return load_rates(path, model["sha256"], policy["name"])
+        return load_rates(path, *wanted)
     shipped = shipped_rates()
     if shipped is None:
         return UNKNOWN_RATES
     if policy["name"] not in shipped_policies() or load_policy(policy["name"]).sha256 != policy["sha256"]:
         return "error rates are known only at the thresholds of the shipped policies"
-    for kind in ("thorough", "cascade"):
-        if store.fact("settings").get(kind):
-            return f"error rates of scans with --{kind} are not known"
+    if scan != DEFAULT_SCAN:
+        return f"error rates of scans with --{scan} are not known"
     try:
-        return load_rates(shipped, model["sha256"], policy["name"])
+        return load_rates(shipped, *wanted)
     except SetupError as problem:
         return f"{UNKNOWN_RATES}: {problem}"
 
@@ -74,6 +90,11 @@ def summarise(store: Store, rates: dict[str, ErrorCounts] | str, duplicates: str
     """
     if store.fact("model") is None:
         raise SetupError(f"run {store.path} is empty: nothing was scanned into it")
+    with undamaged(store.path):
+        return _summary(store, rates, duplicates)
+
+
+def _summary(store: Store, rates: dict[str, ErrorCounts] | str, duplicates: str) -> dict[str, Any]:
     if duplicates == "once" and store.fact("selection")["sample"]:
         raise SetupError("a sample is drawn of files, and says nothing of pictures counted once; report it with --duplicates count")
     rules = store.fact("policy")["rules"]
@@ -108,13 +129,26 @@ def summarise(store: Store, rates: dict[str, ErrorCounts] | str, duplicates: str
 
 
 def for_public(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The same without what leads to single files or tells of the machine: names, folders, patterns, errors, the system."""
+    """The same without what leads to single files or tells of the machine: names, folders, days, patterns, errors, the system."""
     run, undecided = summary["run"], summary["verdicts"]["undecided"]
     hidden = {"paths": [], **{name: ["…"] * len(run["selection"][name]) for name in ("include", "exclude")}}
     versions = [{name: version for name, version in one.items() if name != "system"} for one in run["versions"]]
     shown = {**run, "selection": {**run["selection"], **hidden}, "versions": versions}
-    hides = {"name": f"scan of {(run['started'] or '')[:10]}", "root": "", "folders": [], "undecided": {"any": undecided}}
+    hides: dict[str, Any] = {"name": f"scan of {(run['started'] or '')[:10]}", "root": "", "folders": []}
+    hides |= {"dates": _years(summary["dates"]), "undecided": {"any": undecided}}
     return {**summary, "run": shown, **hides}
+
+
+def _years(dates: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of dates by year; years of few files are one row, which leads to none of them."""
+    joined: dict[str, Counter[str]] = {}
+    for row in dates:
+        counts = {name: count for name, count in row.items() if name != "name"}
+        joined.setdefault(row["name"] if row["name"] in (UNDATED, OTHERS) else row["name"][:4], Counter()).update(counts)
+    for year in [year for year, counts in joined.items() if counts["files"] < FEW]:
+        few = joined.pop(year)
+        joined.setdefault(OTHERS, Counter()).update(few)
+    return [{"name": name, **counts} for name, counts in sorted(joined.items())]
 
 
 def _threshold(rules: Sequence[Mapping[str, Any]], score: str) -> float | None:
@@ -157,6 +191,8 @@ def _tally(
             what += _traits(reached["minimal_attire"], reached["minor"], people=age is not None)
             tally.attire[attire] += 1
             _fill_bins(tally, minimal, minor, age)
+        if verdict not in SEVERITY:
+            raise ValueError(f"it holds the verdict {verdict!r}")
         tally.verdicts[verdict] += 1
         tally.rules.update(rules)
         tally.what.update(what)
@@ -219,7 +255,7 @@ def _roll_up(groups: Mapping[str, Counter[str]], levels: Sequence[Mapping[str, s
         joined.setdefault(level[name], Counter()).update(counts)
     names = sorted(joined, key=lambda name: -joined[name]["files"])
     for name in names[MOST_GROUPS:]:
-        joined.setdefault("(all others)", Counter()).update(joined.pop(name))
+        joined.setdefault(OTHERS, Counter()).update(joined.pop(name))
     return [{"name": name, **counts} for name, counts in sorted(joined.items())]
 
 
@@ -232,18 +268,32 @@ def _figures(tally: Tally, thresholds: Mapping[str, float | None], rates: dict[s
     what, known = tally.what, rates if isinstance(rates, dict) else {}
     judged, people = what["judged"], what["people"]
     minimal, minor = (known.get(name) for name in ("minimal-attire", "apparent-minor"))
-    of_all = corrected_share(what["minimal"], judged, minimal) if minimal else None
-    of_people = corrected_share(what["minor"], people, minor) if minor else None
+    of_people, with_people = corrected_share(what["minor"], people, minor) if minor else None, raw_share(people, judged)
+    of_all = of_people.of(with_people) if of_people and with_people else None
+    minors = _figure(what["minor"], judged, thresholds["minor"])
     return {
-        "minimal_attire": _figure(what["minimal"], judged, thresholds["minimal_attire"], of_all),
-        "minor_in_minimal_attire": _figure(what["both"], what["minimal"], thresholds["minor"], None),
-        "minor": _figure(what["minor"], judged, thresholds["minor"], of_people.scaled(people / judged) if of_people else None),
+        "minimal_attire": _corrected(_figure(what["minimal"], judged, thresholds["minimal_attire"]), minimal),
+        "minor_in_minimal_attire": _figure(what["both"], what["minimal"], thresholds["minor"]),
+        "minor": {
+            **minors,
+            "corrected": asdict(of_all) if of_all else None,
+            "uncorrected": why_uncorrected(what["minor"], people, minor) if minor else "",
+        },
     }
 
 
-def _figure(count: int, total: int, threshold: float | None, corrected: Share | None) -> dict[str, Any]:
+def _figure(count: int, total: int, threshold: float | None) -> dict[str, Any]:
     raw = raw_share(count, total) if threshold is not None else None
-    return {"count": count, "of": total, "raw": asdict(raw) if raw else None, "corrected": asdict(corrected) if corrected else None}
+    return {"count": count, "of": total, "raw": asdict(raw) if raw else None, "corrected": None, "uncorrected": ""}
+
+
+def _corrected(figure: dict[str, Any], errors: ErrorCounts | None) -> dict[str, Any]:
+    """The figure with its corrected share, or the reason why there is none although its error rates are known."""
+    if errors is None:
+        return figure
+    counted = (figure["count"], figure["of"], errors)
+    share = corrected_share(*counted)
+    return {**figure, "corrected": asdict(share) if share else None, "uncorrected": why_uncorrected(*counted)}
 
 
 def _describe_rates(rates: dict[str, ErrorCounts] | str) -> dict[str, Any]:
@@ -256,9 +306,10 @@ def quote(summary: Mapping[str, Any]) -> str:
     """The three figures on one line that can be quoted as it stands."""
     figures, sample = summary["figures"], summary["run"]["selection"]["sample"]
     unfinished = "" if summary["run"]["finished"] else " so far, in a scan that is not finished"
-    whole = f"{summary['judged']:,} pictures{' of a random sample' if sample else ''} that could be judged{unfinished}"
+    drawn = " of a random sample" if not sample or summary["files"] <= sample else " of several samples, drawn as files came,"
+    whole = f"{summary['judged']:,} pictures{drawn if sample else ''} that could be judged{unfinished}"
     model, policy = summary["run"]["model"]["name"], summary["run"]["policy"]["name"]
-    minimal = _say(figures["minimal_attire"], summary["error_rates"].get("minimal-attire"))
+    minimal = _say(figures["minimal_attire"])
     return (
         f"Of {whole}, {minimal} show people in minimal attire. {_say_minors(summary)}"
         f"({model}, policy {policy}; {summary['verdicts']['undecided']:,} more were undecided.)"
@@ -270,7 +321,7 @@ def _say_minors(summary: Mapping[str, Any]) -> str:
     figures, threshold = summary["figures"], summary["thresholds"]["minor"]
     if threshold is None:
         return "Apparent minors were not counted: the policy does not ask for them. "
-    minor = _say(figures["minor"], summary["error_rates"].get("apparent-minor"))
+    minor = _say(figures["minor"])
     if figures["minor"]["corrected"]:
         return f"Of all, {minor} show somebody who appears to be a minor. "
     both = figures["minor_in_minimal_attire"]
@@ -281,7 +332,7 @@ def _say_minors(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _say(figure: Mapping[str, Any], rates: Mapping[str, Any] | None = None, corrects: bool = True) -> str:
+def _say(figure: Mapping[str, Any], corrects: bool = True) -> str:
     """A share as text, with the reason where it is not corrected although its error rates are known."""
     if figure["raw"] is None:
         return "an unknown share"
@@ -289,8 +340,7 @@ def _say(figure: Mapping[str, Any], rates: Mapping[str, Any] | None = None, corr
     if not corrects:
         return f"{raw} (as counted)"
     if corrected is None:
-        few = rates is not None and figure["raw"]["value"] < 1 - rates["specificity"]
-        why = ": fewer are flagged than false alarms were on the pictures that the classifier was tested on" if few else ""
+        why = f": {figure['uncorrected']}" if figure["uncorrected"] else ""
         return f"{raw} (as counted; not corrected for the classifier's errors{why})"
     low, high = percent(corrected["low"]), percent(corrected["high"])
     return (
@@ -300,8 +350,15 @@ def _say(figure: Mapping[str, Any], rates: Mapping[str, Any] | None = None, corr
 
 
 def percent(share: float) -> str:
-    """A share as text, with as many places as small shares need."""
-    return f"{100 * share:.2f}\N{NO-BREAK SPACE}%" if 0 < share < 0.01 else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+    """A share as text, with as many places as small shares, and those of nearly all, need."""
+    rest = 100 * (1 - share)
+    digits = places(100 * share) if 0 < share < 0.01 else places(rest) - 1 if 0 < rest < 0.1 else 1
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def places(value: float) -> int:
+    """How many decimals show two digits of a small number: at least 2."""
+    return max(2, 1 - math.floor(math.log10(abs(value)))) if value else 2
 
 
 def list_flagged(store: Store, duplicates: str = "count", limit: int = MOST_FLAGGED) -> list[list[Any]]:
@@ -314,7 +371,8 @@ def list_flagged(store: Store, duplicates: str = "count", limit: int = MOST_FLAG
         f"ORDER BY CASE verdict {gravity} END DESC, reasons != '[]' DESC, minimal_attire DESC, path LIMIT ?",
         (limit,),
     )
-    return [_flagged_row(row, root) for row in rows]
+    with undamaged(store.path):
+        return [_flagged_row(row, root) for row in rows]
 
 
 def _flagged_row(row: Sequence[Any], root: str) -> list[Any]:
@@ -331,18 +389,30 @@ def compare(first: Store, second: Store, summaries: Sequence[Mapping[str, Any]])
     cautions: what else than the pictures may have made the difference, in sentences.
     """
     before, after = (summary["figures"] for summary in summaries)
-    kinds = ("raw", "corrected")
     verdicts = list(first.changes(second))
     differing = [part for part in ("model", "policy", "settings") if first.fact(part) != second.fact(part)]
     cautions = [f"The two scans differ in {part}: a difference in the figures may be due to that." for part in differing]
     if common := sum(count for *_, count in verdicts):
         cautions.append(f"{common:,} pictures are in both scans; the intervals of the differences hold for other pictures alone.")
     return {
-        "figures": {name: {kind: _change(before[name][kind], after[name][kind]) for kind in kinds} for name in before},
+        "figures": {name: _changes(before[name], after[name], _common_errors(name, summaries)) for name in before},
         "verdicts": [{"before": a, "after": b, "pictures": count} for a, b, count in verdicts],
         "cautions": cautions,
     }
 
 
-def _change(before: dict[str, float] | None, after: dict[str, float] | None) -> dict[str, float] | None:
-    return asdict(difference(Share(**after), Share(**before))) if before and after else None
+def _common_errors(name: str, summaries: Sequence[Mapping[str, Any]]) -> ErrorCounts | None:
+    """The error counts that correct a share of all pictures in both summaries, if they are the same."""
+    first, second = (summary["error_rates"].get(RATES_OF.get(name, "")) for summary in summaries)
+    return ErrorCounts(*(first[count] for count in ("tp", "fn", "tn", "fp"))) if first and first == second else None
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any], errors: ErrorCounts | None) -> dict[str, Any]:
+    """The difference of a figure as counted, and as corrected, by the same error counts or by each its own."""
+    pairs = {kind: (after[kind], before[kind]) for kind in ("raw", "corrected")}
+    known = {kind: [Share(**share) for share in pair] for kind, pair in pairs.items() if all(pair)}
+    found = {kind: difference(*pair) for kind, pair in known.items()}
+    if errors and "corrected" in found:
+        first, second = known["raw"]
+        found["corrected"] = corrected_difference(first, second, errors)
+    return {kind: asdict(found[kind]) if kind in found else None for kind in pairs}

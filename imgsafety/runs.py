@@ -133,8 +133,8 @@ def describe_run(scanner: Scanner, roots: list[str], selection: Selection) -> di
             "frames": limits.frames,
             "max_pixels": limits.max_pixels,
             "thorough": scanner.thorough,
-            "looks": " ".join(scanner.looks),
             "cascade": scanner.cascade,
+            "looks": " ".join(scanner.looks),  # last: what changes it is named first
         },
         "selection": {"paths": roots, **asdict(selection)},
         "policy": _describe_policy(scanner.policy),
@@ -174,7 +174,7 @@ def _begin(store: Store, scanner: Scanner, roots: list[str], selection: Selectio
     stored = {part: store.fact(part) for part in ("policy", "model", "settings", "selection")}
     decide = f"to apply this one to the scores it holds: imgsafety decide {store.path} --policy …; to go on, scan with that one; "
     refuse_changes(store.path, stored, facts, decide)
-    earlier = store.fact("versions")
+    earlier = store.fact("versions") or []
     added = [one for one in facts["versions"] if one not in earlier]
     store.set_facts({"versions": earlier + added, "finished": None})
 

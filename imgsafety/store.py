@@ -128,7 +128,7 @@ class Store:
     def fact(self, name: str) -> Any:
         """Return a stored fact of the run (model, policy, settings, ...), or none."""
         row = self._connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        with _undamaged(self.path):
+        with undamaged(self.path):
             return json.loads(row[0]) if row else None
 
     def set_facts(self, facts: Mapping[str, Any]) -> None:
@@ -139,7 +139,7 @@ class Store:
     @cached_property
     def heads(self) -> Heads:
         """The model's heads and labels, in the order of the stored scores."""
-        with _undamaged(self.path):
+        with undamaged(self.path):
             return tuple((head["name"], tuple(head["labels"])) for head in json.loads(self.fact("model")["spec"])["heads"])
 
     @cached_property
@@ -236,7 +236,7 @@ class Store:
         return self.looks if policy and policy.get("zoom") else ()
 
     def _result(self, row: tuple[Any, ...], looks: tuple[str, ...]) -> Result:
-        with _undamaged(self.path):
+        with undamaged(self.path):
             return _to_result(row, self.heads, looks)
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
@@ -249,7 +249,7 @@ class Store:
         ordered = "SELECT sha256, verdict FROM pictures WHERE sha256 IN (SELECT sha256 FROM files) ORDER BY sha256"
         counts: Counter[tuple[str, str]] = Counter()
         theirs = other.query(ordered)
-        with _undamaged(self.path):
+        with undamaged(self.path):
             there = next(theirs, None)
             for sha256, verdict in self.query(ordered):
                 while there and there[0] < sha256:
@@ -264,7 +264,7 @@ class Store:
         rows = self._connection.execute(
             "SELECT id, sha256, error, frames, scores FROM pictures WHERE id > ? ORDER BY id LIMIT ?", (after, count)
         )
-        with _undamaged(self.path):
+        with undamaged(self.path):
             return [(id_, sha256, error, _to_opinion(frames, scores, width)) for id_, sha256, error, frames, scores in rows]
 
     def replace_verdicts(self, verdicts: Iterable[tuple[int, Result, int | None]], facts: Mapping[str, Any]) -> None:
@@ -294,6 +294,11 @@ class Store:
                 if self._connection.in_transaction:  # a full disk has rolled back by itself
                     self._connection.execute("ROLLBACK")
                 raise
+
+
+def files_of(run: str) -> tuple[str, ...]:
+    """The run's own file, and those that lie beside it while somebody has it open."""
+    return tuple(run + ending for ending in ("", "-wal", "-shm", "-journal", ".lock"))
 
 
 @contextmanager
@@ -394,7 +399,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _undamaged(path: Path) -> Iterator[None]:
+def undamaged(path: Path) -> Iterator[None]:
     """Say that the run is damaged when what it holds is not what was written."""
     try:
         yield

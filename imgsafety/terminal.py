@@ -126,19 +126,23 @@ def summarise(counts: Mapping[str, int], where: str) -> int:
     return FLAGGED if counts["flagged"] else NOTHING_FLAGGED
 
 
-def refuse_overwriting(output: str | None, others: Iterable[str | None]) -> None:
-    """Raise `click.UsageError` when a file to be written is one of these, which the command reads or keeps, or a picture."""
-    if output is None:
-        return
-    same = any(other is not None and os.path.realpath(other) == os.path.realpath(output) for other in others)
-    if same or (os.path.isfile(output) and source.is_judged(output)):
-        raise click.UsageError(f"{output} is read or kept by this command, a picture or an archive: name another file to write to")
+def refuse_overwriting(written: Iterable[str | None], read: Iterable[str | None]) -> None:
+    """Raise `click.UsageError` when two files that a command writes are one, when it reads one of them, or one is a picture."""
+    taken = {os.path.realpath(path) for path in read if path is not None}
+    for path in written:
+        if path is None:
+            continue
+        if os.path.realpath(path) in taken or (os.path.isfile(path) and source.is_judged(path)):
+            raise click.UsageError(f"{path} is read or kept by this command, a picture or an archive: choose another to write to")
+        taken.add(os.path.realpath(path))
 
 
 @contextmanager
 def open_output(output: str | None) -> Iterator[TextIO]:
     """The file to write to, or standard output. Names that are not UTF-8 keep their bytes."""
     if output is None:
+        if sys.stdout is None:
+            raise SetupError("standard output is closed; name a file with --output")
         if hasattr(sys.stdout, "reconfigure") and sys.stdout.encoding.lower() == "utf-8":
             sys.stdout.reconfigure(errors="surrogateescape")
         yield sys.stdout
@@ -178,7 +182,7 @@ def with_progress(results: Iterator[Result], candidates: Callable[[], Iterable[o
     candidates: lists the same files again, beside the scan, so that the bar learns its total without holding up work.
     done: how many of them were judged before.
     """
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield from results
         return
     from rich.console import Console

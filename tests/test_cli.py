@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import struct
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -114,6 +115,19 @@ def test_a_list_names_more_beside_what_is_named(run, folder, harmless, tmp_path)
     assert status == 2 and "nowhere: no such file or folder" in messages and output.count("\n") == 4
     assert run("scan", harmless, "--files-from", tmp_path / "list", "--output", tmp_path / "list")[0] == 2
     assert str(harmless) in (tmp_path / "list").read_text()
+
+
+def test_a_list_that_windows_wrote_loses_no_name(run, harmless, tmp_path):
+    (tmp_path / "list").write_text(f"{harmless}\n", encoding="utf-8-sig")
+    assert run("scan", "--files-from", tmp_path / "list")[0] == 0
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_a_closed_terminal_is_no_traceback(folder, toy_path, toy_policy_path, closed):
+    words = ["scan", folder, "--format", "jsonl", "--model", toy_path, "--policy", toy_policy_path]
+    line = f"{shlex.join([sys.executable, '-m', 'imgsafety', *map(str, words)])} {closed}>&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert done.returncode == {"1": 2, "2": 1}[closed] and "Traceback" not in done.stderr
 
 
 def test_an_empty_list_is_2(run, tmp_path):
@@ -278,6 +292,8 @@ def test_what_is_read_or_kept_is_not_written_over(run, folder, tmp_path):
         ["scan", folder, "--run", kept, "--output", kept],
         ["scan", folder, "--audit-log", tmp_path / "log", "--output", tmp_path / "log"],
         ["scan", folder, "--output", folder / "a.png"],
+        ["scan", folder, "--run", kept, "--audit-log", kept],
+        ["scan", folder, "--run", kept, "--output", f"{kept}-wal"],
     ):
         assert run(*words)[0] == 2
     for option in ("--html", "--json", "--csv", "--parquet"):

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgsafety import SetupError
-from imgsafety.prevalence import ErrorCounts, corrected_share, load_rates, raw_share
+from imgsafety.prevalence import (
+    ErrorCounts,
+    Share,
+    corrected_difference,
+    corrected_share,
+    difference,
+    load_rates,
+    raw_share,
+    why_uncorrected,
+)
 
 MANY = 10**9
 PERFECT = ErrorCounts(MANY, 0, MANY, 0)
@@ -124,3 +133,57 @@ def test_a_file_without_rates_is_refused(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(SetupError, match="cannot be read"):
         load_rates(tmp_path / "r.json", "abc", "audit")
+
+
+def test_rates_of_another_text_of_that_name_or_another_kind_of_scan_are_refused(tmp_path):
+    path = write_rates(tmp_path / "r.json", policy_sha256={"audit": "text"}, scan="cascade")
+    assert load_rates(path, "abc", "audit", "text", "cascade")
+    with pytest.raises(SetupError, match="thresholds may differ"):
+        load_rates(path, "abc", "audit", "another text", "cascade")
+    with pytest.raises(SetupError, match="of the kind 'cascade', this one is 'default'"):
+        load_rates(path, "abc", "audit", "text")
+
+
+HUGE_COUNTS = {"audit": {"minimal-attire": {"tp": 10**400, "fn": 1, "tn": 1, "fp": 1}}}
+
+
+@pytest.mark.parametrize("policies", [5, ["audit"], "audit", None, HUGE_COUNTS])
+def test_rates_of_a_wrong_kind_are_refused(tmp_path, policies):
+    with pytest.raises(SetupError):
+        load_rates(write_rates(tmp_path / "r.json", policies=policies), "abc", "audit")
+
+
+def test_what_is_not_corrected_has_a_reason():
+    assert "fewer are flagged" in why_uncorrected(2, 10_000, ErrorCounts(900, 100, 950, 50))
+    assert "more are flagged" in why_uncorrected(20, 20, ErrorCounts(50, 50, 95, 5))
+    assert "chance" in why_uncorrected(5, 10, ErrorCounts(50, 50, 50, 50))
+    assert why_uncorrected(200, 10_000, ErrorCounts(900, 100, 990, 10)) == ""
+
+
+@pytest.mark.parametrize(("people", "minors"), [(0.1, 0.5), (0.3, 0.9), (0.3, 0.1)])
+def test_a_share_of_a_share_is_as_unsure_as_both(people, minors):
+    random, held = np.random.default_rng(3), 0
+    for _ in range(ROUNDS):
+        seen = int(random.binomial(300, people))
+        found = raw_share(int(random.binomial(seen, minors)), seen).of(raw_share(seen, 300))
+        held += found.low <= people * minors <= found.high
+    assert 0.935 <= held / ROUNDS <= 0.985  # Wilson's own, of which it is made, holds 0.93 to 0.97 of so few
+    assert raw_share(0, 10).of(raw_share(5, 10)).value == 0
+
+
+def test_a_difference_of_shares_that_one_classifier_counted_holds_as_often_as_it_promises():
+    random, labelled, total, held, narrower = np.random.default_rng(5), 300, 20_000, 0, 0
+    for _ in range(ROUNDS):
+        tp, fp = int(random.binomial(labelled, 0.9)), int(random.binomial(labelled, 0.05))
+        errors = ErrorCounts(tp, labelled - tp, labelled - fp, fp)
+        first, second = (int(random.binomial(total, share * 0.9 + (1 - share) * 0.05)) for share in (0.03, 0.02))
+        found = corrected_difference(raw_share(first, total), raw_share(second, total), errors)
+        held += found.low <= 0.01 <= found.high
+        apart = [corrected_share(count, total, errors) for count in (first, second)]
+        narrower += None in apart or found.high - found.low < (lambda one: one.high - one.low)(difference(*apart))
+    assert 0.935 <= held / ROUNDS <= 0.98 and narrower > 0.99 * ROUNDS
+
+
+def test_a_difference_of_nothing_is_nothing():
+    same = Share(0.1, 0.08, 0.12)
+    assert corrected_difference(same, same, ErrorCounts(90, 10, 95, 5)).value == 0

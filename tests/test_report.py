@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import zipfile
 
 import numpy as np
@@ -15,10 +16,10 @@ from PIL import Image
 
 from imgsafety import Scanner, SetupError
 from imgsafety.cli import main
-from imgsafety.page import to_html
+from imgsafety.page import points, to_html
 from imgsafety.policy import parse_policy
 from imgsafety.prevalence import ErrorCounts, load_rates, shipped_rates
-from imgsafety.report import compare, find_rates, list_flagged, summarise
+from imgsafety.report import compare, find_rates, for_public, list_flagged, percent, summarise
 from imgsafety.result import Reason, Result
 from imgsafety.runs import scan_run
 from imgsafety.source import Selection
@@ -141,7 +142,7 @@ def test_without_error_rates_nothing_is_corrected_and_it_is_said(run):
 
 
 def test_a_count_below_the_false_alarms_is_not_corrected_and_the_sentence_says_why(run):
-    rates = {"minimal-attire": ErrorCounts(90, 10, 10, 990)}
+    rates = {"minimal-attire": ErrorCounts(900, 100, 300, 700)}
     with open_to_read(run) as store:
         summary = summarise(store, rates)
     assert summary["figures"]["minimal_attire"]["corrected"] is None
@@ -385,3 +386,28 @@ def test_a_hundred_thousand_rows_stay_usable(browser, tmp_path):
     tab.get_by_label("Find in path").fill("0099999")
     tab.get_by_text("1–1 of 1", exact=True).first.wait_for(timeout=5000)
     assert column(tab, 1) == ["49/0099999.png"] and wrong == []
+
+
+def test_small_shares_and_nearly_whole_ones_are_told_from_none_and_all():
+    shown = [percent(share).replace("\N{NO-BREAK SPACE}", " ") for share in (0, 0.00003, 0.0042, 0.5, 0.99997, 1)]
+    assert shown == ["0.0 %", "0.0030 %", "0.42 %", "50.0 %", "99.997 %", "100.0 %"]
+    assert points(-0.0000042) == "\N{MINUS SIGN}0.00042" and points(0.25) == "+25.00"
+
+
+def test_a_public_report_has_no_row_of_few_files(run):
+    with open_to_read(run) as store:
+        days = [{"name": "2024-05-01", "files": 8}, {"name": "2024-06", "files": 4}]
+        summary = summarise(store, {}) | {"dates": [{"name": "2001-09-09", "files": 1, "flagged": 1}, *days]}
+    assert for_public(summary)["dates"] == [{"name": "(all others)", "files": 1, "flagged": 1}, {"name": "2024", "files": 12}]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["UPDATE pictures SET reasons = 'x'", "UPDATE pictures SET minimal_attire = 'x'", "UPDATE pictures SET verdict = 'ok'"],
+)
+def test_a_damaged_run_is_no_report(run, tmp_path, capsys, damage):
+    run = shutil.copy(run, tmp_path)
+    with sqlite3.connect(run) as connection:
+        connection.execute(damage)
+    connection.close()
+    assert main(["report", str(run)]) == 2 and "is damaged" in capsys.readouterr().err

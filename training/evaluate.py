@@ -125,7 +125,8 @@ def _write_operating_points(scanner: Scanner, measured: Measured) -> None:
             "minimal-attire": _counts(known.fired(policy, "minimal-attire"), known.column("attire") == "minimal"),
         }
     spec, session = scanner.session.spec, scanner.session
-    content = {"model": spec.identity, "model_sha256": session.sha256, "policies": points}
+    texts = {name: load_policy(name).sha256 for name in points}
+    content = {"model": spec.identity, "model_sha256": session.sha256, "policy_sha256": texts, "policies": points}
     shipped_model().with_name("operating_points.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

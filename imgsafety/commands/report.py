@@ -12,7 +12,7 @@ from imgsafety import sink
 from imgsafety.errors import SetupError
 from imgsafety.page import points, to_html
 from imgsafety.report import MOST_FLAGGED, VIEWS, compare, find_rates, for_public, list_flagged, summarise
-from imgsafety.store import Store, open_to_read
+from imgsafety.store import Store, files_of, open_to_read
 from imgsafety.terminal import NOTHING_FLAGGED, open_output, refuse_overwriting
 
 FILE = click.Path(dir_okay=False)
@@ -58,9 +58,7 @@ def report(
     Without an option, says the figures that can be quoted. Reports may be made while the scan goes on.
     """
     _check_choice(len(runs), bool(csv or parquet), public)
-    written = [html, json_, csv, parquet]
-    for number, output in enumerate(written):
-        refuse_overwriting(output, [*runs, error_rates, *written[:number]])
+    refuse_overwriting([html, json_, csv, parquet], [*(file for run in runs for file in files_of(run)), error_rates])
     with ExitStack() as stack:
         stores = [stack.enter_context(open_to_read(run)) for run in runs]
         summaries = [summarise(store, find_rates(store, error_rates), duplicates) for store in stores]

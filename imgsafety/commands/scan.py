@@ -1,5 +1,6 @@
 """`imgsafety scan`: judge folders, archives and files; with `--run`, into a file that the same command goes on with."""
 
+import codecs
 import os
 import sys
 from collections import Counter
@@ -19,7 +20,7 @@ from imgsafety.runs import scan_run
 from imgsafety.scan import Scanner
 from imgsafety.source import Selection
 from imgsafety.store import FLAGGED as FLAGGED_ROWS
-from imgsafety.store import open_to_write
+from imgsafety.store import files_of, open_to_write
 from imgsafety.terminal import (
     FAILED,
     FLAGGED,
@@ -118,7 +119,7 @@ def scan(
         if not output or run or audit_log or format_ != "text":
             raise click.UsageError("--engine ray needs --output, a folder; it does not go with --run, --audit-log or --format")
         return _scan_on_cluster(paths, output, selection, settings)
-    refuse_overwriting(output, [run, audit_log, list_name, *paths])
+    refuse_overwriting([*(files_of(run) if run else ()), audit_log, output], [list_name, *paths])
     there = {path: os.path.lexists(path) for path in paths}
     missing = [path for path in there if not there[path]]
     for path in missing:
@@ -139,7 +140,7 @@ def scan(
 
 def _names_in(file: BinaryIO) -> tuple[str, ...]:
     """The names in a list that `find -print0`, `git ls-files -z` and the like write, or in lines of any system."""
-    data = file.read()
+    data = file.read().removeprefix(codecs.BOM_UTF8)
     names = data.split(b"\0") if b"\0" in data else data.splitlines()
     return tuple(os.fsdecode(name) for name in names if name)
 
@@ -170,8 +171,10 @@ def _open_audit_log(path: str | None, scanner: Scanner) -> Iterator[Record]:
         return
     session, policy = scanner.session, scanner.policy
     with open_log(path, Judge(session.spec.identity, session.sha256, policy.name, policy.sha256)) as log:
-        yield log.write
-        click.echo(f"{path}: head {log.head}", err=True)
+        try:
+            yield log.write
+        finally:  # also of what a signal or a full disk cut short
+            click.echo(f"{path}: head {log.head}", err=True)
 
 
 def _scan(scanner: Scanner, paths: list[str], selection: Selection, write: Writer, record: Record) -> int:
