@@ -41,6 +41,7 @@ MAGIC += tuple(b"P%d%c" % (kind, space) for kind in range(1, 7) for space in b" 
 MAGIC_INSIDE = ((b"WEBP", 8), (b"ftypavi", 4), (b"ftypmif1", 4), (b"ftypmsf1", 4), (b"ftyphei", 4))
 HEAD_BYTES = 16
 MAX_BYTES = 256 * 1024 * 1024
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # what the system says of a file that is no more, and of a link to nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +208,9 @@ def _open(path: Path, named: bool) -> Iterator[Path | Member]:
         yield path
     elif os.path.isfile(path):  # reading a pipe or device would block
         head = _read_head(path)
-        if is_archive(path.name) or head.startswith(ZIP_MAGIC):
+        if is_archive(path.name) or (head or b"").startswith(ZIP_MAGIC):
             yield from _pictures_in(path)
-        elif named or looks_like_image(head):
+        elif named or head is None or looks_like_image(head):
             yield path
     elif named or is_archive(path.name) or _is_closed(path):
         yield path
@@ -222,7 +223,7 @@ def _is_closed(path: Path) -> bool:
     except ValueError:  # a NUL byte in the name
         return True
     except OSError as problem:
-        return problem.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # links to nothing
+        return problem.errno not in GONE
 
 
 def list_file(path: Path) -> Iterator[Path | Member]:
@@ -254,15 +255,21 @@ def has_ending(name: str) -> bool:
 def is_judged(path: str) -> bool:
     """True for a file that is named, or begins, like a picture or an archive."""
     head = _read_head(Path(path))
-    return has_ending(path) or is_archive(path) or head.startswith(ZIP_MAGIC) or looks_like_image(head)
+    return has_ending(path) or is_archive(path) or head is None or head.startswith(ZIP_MAGIC) or looks_like_image(head)
 
 
-def _read_head(path: Path) -> bytes:
+def can_read(path: Path) -> bool:
+    """False for a file that is there and whose first bytes cannot be read."""
+    return not os.path.isfile(path) or _read_head(path) is not None
+
+
+def _read_head(path: Path) -> bytes | None:
+    """The first bytes; of a file that is gone none at all, and `None` of one that cannot be read: it may be a picture."""
     try:
         with path.open("rb") as file:
             return file.read(HEAD_BYTES)
-    except OSError:
-        return b""
+    except OSError as problem:
+        return b"" if problem.errno in GONE else None
 
 
 def looks_like_image(head: bytes) -> bool:
@@ -279,6 +286,18 @@ def stamp_of(item: Path | Member) -> Stamp:
     except (OSError, ValueError):
         return Stamp("closed" if _is_closed(item) else "", None, None)
     return Stamp(f"{status.st_size}:{status.st_mtime_ns}", status.st_size, status.st_mtime_ns)
+
+
+def state_of(path: Path) -> str:
+    """Like the mark of `stamp_of`, but another one also when a file of its size and date took its place, or its mode changed.
+
+    Not for marks that are kept: a folder that was copied would be judged anew.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return stamp_of(path).mark
+    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}:{status.st_ctime_ns}"
 
 
 def name_of(item: Any) -> str | None:
