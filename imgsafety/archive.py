@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from imgsafety.errors import ImageError
 
@@ -45,6 +45,7 @@ class Member:
 
     name: str
     archive: Path
+    from_start: ClassVar[bool] = True  # so does every `read`, unlike a file's
     read: Callable[[int], bytes]
     size: int | None = None
     mtime_ns: int | None = None

@@ -7,7 +7,6 @@ another ending whose first bytes are those of a picture is looked at too, else r
 
 import errno
 import hashlib
-import io
 import os
 import stat
 from collections import deque
@@ -353,13 +352,16 @@ def _read_path(path: str) -> bytes:
 
 
 def _read_file(file: Any) -> bytes:
+    """Read to the end, which is where nothing comes: a pipe gives what it has."""
     parts, left = [], MAX_BYTES + 1
-    while left > 0 and (part := file.read(left)):
+    while left > 0 and (part := file.read(left)) != b"":
+        if part is None:
+            raise ImageError("the file object has no more bytes yet; read it to its end, and hand in the bytes")
         if not isinstance(part, bytes):
             raise ImageError("the file object is open in text mode; open it with 'rb'")
         parts.append(part)
         left -= len(part)
-        if not isinstance(file, io.IOBase):  # an object of our own or the caller's gives all, from its start; a pipe what it has
+        if getattr(file, "from_start", None) is True:  # one of ours, which gave all, and would begin anew
             break
     return _within_limit(b"".join(parts))
 

@@ -189,3 +189,35 @@ def test_a_name_that_the_system_refuses_is_found_and_ends_nothing(scanner, tmp_p
         str(tmp_path / "link"): "undecided",
     }
     assert [result.verdict for result in scanner.scan(find_images(["a" * 5000]))] == ["undecided"]
+
+
+class Pieces:
+    """A file object of a caller's own class that gives a few bytes at a time."""
+
+    def __init__(self, *pieces):
+        self.pieces = [*pieces, b""]
+
+    def read(self, _size):
+        """Give the next piece."""
+        return self.pieces.pop(0)
+
+
+def test_an_object_that_gives_a_little_at_a_time_is_read_to_its_end():
+    assert load(Pieces(b"pic", b"ture")).content == b"picture"
+
+
+@pytest.mark.parametrize("pieces", [[None], [b"pic", None, b"ture"]])
+def test_an_object_that_has_no_more_bytes_yet_is_an_image_error(pieces):
+    with pytest.raises(ImageError, match="no more bytes yet"):
+        load(Pieces(*pieces))
+
+
+def test_a_pipe_that_nobody_has_filled_is_not_judged_by_its_first_bytes(scanner, draw):
+    file = io.BytesIO()
+    draw("clothed").save(file, "BMP")
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with open(reading, "rb", buffering=0) as pipe, open(writing, "wb", buffering=0) as end:
+        end.write(file.getvalue())
+        result = scanner.check(pipe)
+    assert result.verdict == "undecided" and "no more bytes yet" in result.error
