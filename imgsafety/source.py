@@ -32,7 +32,9 @@ ENDINGS = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .dib .tif .tiff .avif .ppm .pgm .pbm .pnm".split()
 )
 # Pictures that we do not decode: they are listed all the same and end `undecided`, else they would pass unseen.
-ENDINGS |= frozenset(".heic .heif .jxl .jp2 .svg".split())
+ENDINGS |= frozenset(".heic .heif .hif .jxl .jp2 .j2k .j2c .jpx .jpf .svg .svgz .ico .icns .psd .psb .pcx .tga .qoi .exr".split())
+ENDINGS |= frozenset(".dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .pef".split())  # of cameras
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")  # behind the ending of a single picture
 # First bytes of JPEG, PNG, GIF, BMP, TIFF, BigTIFF and PNM; WebP, AVIF and HEIF carry their mark a few bytes in.
 MAGIC: tuple[bytes, ...] = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")
 MAGIC += (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
@@ -247,8 +249,9 @@ def _pictures_in(archive: Path) -> Iterator[Member]:
 
 
 def has_ending(name: str) -> bool:
-    """True for a name that ends like a picture's."""
-    return os.path.splitext(name)[1].lower() in ENDINGS
+    """True for a name that ends like a picture's, or like that of one that was compressed."""
+    stem, ending = os.path.splitext(name.lower())
+    return (os.path.splitext(stem)[1] if ending in COMPRESSED else ending) in ENDINGS
 
 
 def is_judged(path: str) -> bool:

@@ -161,10 +161,21 @@ def test_tensors_that_cannot_be_read_are_image_errors():
             load(tensor)
 
 
-@pytest.mark.parametrize("name", ["a.heic", "a.svg", "a.jxl"])
-def test_pictures_that_are_not_decoded_are_listed_all_the_same(tmp_path, name):
+NOT_DECODED = "heic svg jxl ico psd pcx tga qoi icns j2k j2c exr dng cr2 nef arw jpg.gz png.bz2 webp.xz gif.zst"
+
+
+@pytest.mark.parametrize("name", [f"a.{ending}" for ending in NOT_DECODED.split()])
+def test_pictures_that_are_not_decoded_are_listed_all_the_same(scanner, tmp_path, name):
     (tmp_path / name).write_bytes(b"not decoded")
     assert list(find_images([tmp_path])) == [tmp_path / name]
+    result = scanner.check(tmp_path / name)
+    assert result.verdict == "undecided" and "not an image of a kind we read" in result.error
+
+
+def test_what_is_compressed_and_no_picture_is_left_out(tmp_path):
+    for name in ("log.gz", "gz", "notes.txt.xz"):
+        (tmp_path / name).write_bytes(b"not a picture")
+    assert list(find_images([tmp_path])) == []
 
 
 @pytest.mark.parametrize("head", [b"P6 1 1 255\n", b"II\0*\0\0\0\x08", b"MM*\0\0\0\0\x08"])
