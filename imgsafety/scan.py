@@ -81,7 +81,7 @@ class Scored:
 
 
 class Scanner:
-    """Judges pictures. Safe to share between threads.
+    """Judges pictures. Safe to share between threads, not between processes: make one in each, after a fork; it cannot be pickled.
 
     model: path of an `.onnx` file; none is the shipped one. policy: name of a shipped policy, path of a TOML file, or
     a `Policy`; none is `default`. provider: `cpu`, `cuda` or `tensorrt`. batch_size: pictures per call of the model
@@ -196,17 +196,23 @@ class Scanner:
         return [self._decide(scored) for scored in self._score(prepared, self.session, maps=False)]
 
     def submit(self, item: Any) -> Future[Result]:
-        """Queue one item and return its future; what other threads submit within `max_wait` is judged with it."""
+        """Queue one item and return its future; what other threads submit within `max_wait` is judged with it.
+
+        The item must stay as it is until then. Raises `SetupError` after `close`, and after a fork if the parent has used it.
+        """
         return self._batcher.submit(item)
 
     async def acheck(self, item: Any) -> Result:
-        """Like `check`, for asyncio: never blocks the loop, and concurrent calls are judged together."""
+        """Like `check`, for asyncio: never blocks the loop, and concurrent calls are judged together. See `submit`."""
         import asyncio  # whoever awaits has it; everybody else need not wait for it
 
         return await asyncio.wrap_future(self.submit(item))
 
     def close(self) -> None:
-        """Finish what was submitted and end threads and worker processes; calling it is optional."""
+        """Finish what was submitted and end threads and worker processes; calling it is optional.
+
+        Then `submit` raises; what `isolate` would decode is `undecided`; all else works on.
+        """
         self._batcher.close()
         if self.isolated:
             self.isolated.close()
