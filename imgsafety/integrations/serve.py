@@ -134,7 +134,7 @@ def _impatient(timeout: float) -> type[H11Protocol]:
 
         def _look(self, cycle: object, waited: bool) -> None:
             if waited and self.cycle is cycle:
-                self.timeout_keep_alive_handler()
+                self.transport.close()
             elif not self.transport.is_closing():
                 self._look_later()
 
