@@ -13,4 +13,4 @@ pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=checke
 image = pipeline(prompt, num_inference_steps=4).images[0]
 image.save(output)  # black when it is not allowed
 for result in checker.results:
-    print(output, result.verdict, *result.reasons)
+    print(output, result.verdict, *result.reasons, result.error or "")

@@ -13,4 +13,4 @@ url, path = sys.argv[1:]
 headers = {"Content-Type": "application/octet-stream", "Authorization": f"Bearer {os.environ.get('IMGSAFETY_TOKEN', '')}"}
 with urlopen(Request(f"{url}/check", data=Path(path).read_bytes(), headers=headers), timeout=30) as answer:
     result = json.load(answer)
-print(path, result["verdict"], *(reason["rule"] for reason in result["reasons"]))
+print(path, result["verdict"], *(reason["rule"] for reason in result["reasons"]), result["error"] or "")

@@ -8,4 +8,4 @@ from imgsafety import Scanner
 made = torch.linspace(-1, 1, 2 * 3 * 64 * 64).reshape(2, 3, 64, 64).to(torch.bfloat16)
 
 for index, result in enumerate(Scanner().check_tensor(made, value_range=(-1, 1))):
-    print(index, result.verdict, *result.reasons)
+    print(index, result.verdict, *result.reasons, result.error or "")

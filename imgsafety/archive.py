@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from imgsafety.errors import ImageError
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     import tarfile
     import zipfile
 
-ENDINGS = (".zip", ".cbz", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+# Archives that we do not read: they are listed all the same and end `undecided`, else what they hold would pass unseen.
+UNREAD = (".7z", ".cb7", ".rar", ".cbr", ".tar.zst", ".tzst", ".tar.lz4", ".tar.lzma", ".tar.z")
+ENDINGS = (".zip", ".cbz", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", *UNREAD)
 ZIP_MAGIC = b"PK\x03\x04"
 EMPTY_ZIP_MAGIC = b"PK\x05\x06"
 XZ_MAGIC = b"\xfd7zXZ\0"
@@ -45,6 +47,7 @@ class Member:
 
     name: str
     archive: Path
+    from_start: ClassVar[bool] = True  # so does every `read`, unlike a file's
     read: Callable[[int], bytes]
     size: int | None = None
     mtime_ns: int | None = None
@@ -60,7 +63,7 @@ def list_members(path: Path) -> Iterator[Member]:
     """Yield every file of an archive. An archive that breaks off ends with a member that says so."""
     seen: set[int] = set()
     try:
-        for number, member in enumerate(_zip(path) if _is_zip(path) else _tar(path)):
+        for number, member in enumerate(_read(path)):
             # An archive may hold a name twice, also with and without a slash; all are looked at, under different names.
             inner = member.name.lstrip("/")
             while hash(inner) in seen:
@@ -86,6 +89,14 @@ def _refusal(why: str) -> Callable[[int], bytes]:
     return read
 
 
+def _read(path: Path) -> Iterator[Member]:
+    if _is_zip(path):
+        return _zip(path)
+    if path.name.lower().endswith(UNREAD):
+        raise ValueError("only zip and tar are, and not every compression; unpack it")
+    return _tar(path)
+
+
 def _is_zip(path: Path) -> bool:
     """By its first bytes: a tar that ends with a zip would pass for that zip. A zip may also stand behind a program."""
     import zipfile  # this and its like are imported where an archive is read: most scans meet none, and need not wait for them
@@ -93,7 +104,8 @@ def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         if file.read(4) in (ZIP_MAGIC, EMPTY_ZIP_MAGIC):
             return True
-    if not zipfile.is_zipfile(path):
+    # What is not read may end with a zip too, which would not be all of it.
+    if path.name.lower().endswith(UNREAD) or not zipfile.is_zipfile(path):
         return False
     try:
         with _open_tar(path):

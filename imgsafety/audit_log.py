@@ -23,6 +23,7 @@ from imgsafety.result import Result
 
 START = "0" * 64  # what the first line names as the hash of the line before
 SYNC_EVERY = 1.0  # seconds
+HASH = re.compile("[0-9a-f]{64}")
 LINE = re.compile(rb'(\{.*), "hash": "([0-9a-f]{64})"\}', re.DOTALL)
 
 
@@ -102,8 +103,9 @@ def open_log(path: str | os.PathLike[str], judge: Judge) -> Iterator[AuditLog]:
 def verify(path: str | os.PathLike[str], head: str | None = None) -> Chain:
     """Read a whole log. head: the hash that its last line had when somebody noted it, else a removed tail cannot be found.
 
-    A fault names the line where the chain is broken. Raises `SetupError` when the file cannot be read.
+    A fault names the line where the chain is broken. Raises `SetupError` when the file cannot be read, or head is no hash.
     """
+    head = None if head is None else _read_head(head)
     last, count, seen, faults = _Line(0, START, START), 0, {START}, []
     for count, raw in enumerate(_read_lines(Path(path)), 1):
         line = _parse(raw)
@@ -122,6 +124,14 @@ def verify(path: str | os.PathLike[str], head: str | None = None) -> Chain:
     if head is not None and head not in seen:
         faults.append((count, "is not followed by the head that was noted: lines were removed at the end, or replaced"))
     return Chain(count, last.hash, tuple(faults))
+
+
+def _read_head(noted: str) -> str:
+    """A head as the log writes it, from one as people and other programs write it."""
+    head = noted.strip().lower()
+    if not HASH.fullmatch(head):
+        raise SetupError(f"head {noted!r} is not the hash of a line: that has 64 digits from 0 to f")
+    return head
 
 
 def _read_lines(path: Path) -> Iterator[bytes]:

@@ -5,10 +5,12 @@ seconds for company. What a reader would get wrong: there is no thread to stop. 
 run; the first run takes everybody's items and the others find nothing left. Threads end with the batcher.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +38,13 @@ class MicroBatcher:
         self._waiting: list[_Waiting] = []
         self._changed = threading.Condition()
         self._pool = ThreadPoolExecutor(workers, "imgsafety-batch")
+        self._process: int | None = None  # that has used it
 
     def submit(self, item: Any) -> Future[Result]:
-        """Queue one item. Raises `SetupError` after `close`."""
+        """Queue one item. Raises `SetupError` after `close`, and in a forked process whose parent has used it."""
+        self._process = self._process or os.getpid()
+        if self._process != os.getpid():  # its threads are not here, and its lock may be held for ever
+            raise SetupError("this scanner was used before a fork; make a new one in each process")
         one = _Waiting(item, Future(), time.monotonic())
         with self._changed:
             try:
@@ -74,10 +80,12 @@ class MicroBatcher:
             answers = list(zip(batch, self._judge([one.item for one in batch]), strict=True))
         except BaseException as problem:  # noqa: BLE001  a caller's object may raise anything when it is read; others must not notice
             if len(batch) == 1:
-                batch[0].future.set_exception(problem)
+                with suppress(BaseException):
+                    batch[0].future.set_exception(problem)
                 return
             for one in batch:
                 self._answer([one])
             return
         for one, result in answers:
-            one.future.set_result(result)
+            with suppress(BaseException):  # of a caller's callback: `Future` stops only an `Exception`
+                one.future.set_result(result)

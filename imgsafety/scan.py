@@ -81,7 +81,7 @@ class Scored:
 
 
 class Scanner:
-    """Judges pictures. Safe to share between threads.
+    """Judges pictures. Safe to share between threads, not between processes: make one in each, after a fork; it cannot be pickled.
 
     model: path of an `.onnx` file; none is the shipped one. policy: name of a shipped policy, path of a TOML file, or
     a `Policy`; none is `default`. provider: `cpu`, `cuda` or `tensorrt`. batch_size: pictures per call of the model
@@ -196,17 +196,23 @@ class Scanner:
         return [self._decide(scored) for scored in self._score(prepared, self.session, maps=False)]
 
     def submit(self, item: Any) -> Future[Result]:
-        """Queue one item and return its future; what other threads submit within `max_wait` is judged with it."""
+        """Queue one item and return its future; what other threads submit within `max_wait` is judged with it.
+
+        The item must stay as it is until then. Raises `SetupError` after `close`, and after a fork if the parent has used it.
+        """
         return self._batcher.submit(item)
 
     async def acheck(self, item: Any) -> Result:
-        """Like `check`, for asyncio: never blocks the loop, and concurrent calls are judged together."""
+        """Like `check`, for asyncio: never blocks the loop, and concurrent calls are judged together. See `submit`."""
         import asyncio  # whoever awaits has it; everybody else need not wait for it
 
         return await asyncio.wrap_future(self.submit(item))
 
     def close(self) -> None:
-        """Finish what was submitted and end threads and worker processes; calling it is optional."""
+        """Finish what was submitted and end threads and worker processes; calling it is optional.
+
+        Then `submit` raises; what `isolate` would decode is `undecided`; all else works on.
+        """
         self._batcher.close()
         if self.isolated:
             self.isolated.close()
@@ -227,6 +233,7 @@ class Scanner:
         """Judge many items lazily; one result each, in their order. Mixed sizes and kinds batch.
 
         Items are asked for ahead, and looked at while later ones are made: a generator must not change what it has handed out.
+        What it raises is raised after the results of all that it gave.
         """
         for scored in self.score(items):
             yield self._decide(scored)
@@ -247,15 +254,18 @@ class Scanner:
     def _in_order(self, items: Iterable[Any], work: Callable[[Sequence[Any], Session], list[T]]) -> Generator[T]:
         session = self._batch_session
         waiting: deque[Future[list[T]]] = deque()
+        raised: list[Exception] = []
         pool = ThreadPoolExecutor(self.workers, "imgsafety")
         try:
-            iterator = iter(items)
+            iterator = _until_raised(items, raised)
             while chunk := list(islice(iterator, self._chunk)):
                 waiting.append(pool.submit(work, chunk, session))
                 if len(waiting) > self.workers * BATCHES_IN_FLIGHT:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
+            if raised:
+                raise raised[0]
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -267,8 +277,11 @@ class Scanner:
         return self.check_edits([(before, after)])[0]
 
     def check_edits(self, pairs: Iterable[tuple[Any, Any]]) -> list[Result]:
-        """Judge pairs of (before, after) together, like `check_edit`; an object in several pairs is looked at once."""
-        pairs = list(pairs)
+        """Judge pairs of (before, after) together, like `check_edit`; an object in several pairs is looked at once.
+
+        Raises `SetupError` when one is no pair.
+        """
+        pairs = [_pair(pair) for pair in pairs]
         items = {id(item): item for pair in pairs for item in pair}
         found = dict(zip(items, self._look(items.values(), self.session), strict=True))
         return [self._decide_edit(found[id(before)], found[id(after)]) for before, after in pairs]
@@ -444,6 +457,24 @@ def _require_many(items: Iterable[Any]) -> None:
         raise SetupError(
             f"{type(items).__name__} of {dimensions} dimensions is no batch of pictures: that has 4; put one picture into a list"
         )
+
+
+def _pair(pair: Any) -> tuple[Any, Any]:
+    _require_many(pair)
+    try:
+        before, after = pair
+    except (TypeError, ValueError) as problem:
+        raise SetupError(f"{type(pair).__name__} is no pair: `check_edits` takes many of (before, after)") from problem
+    return before, after
+
+
+def _until_raised(items: Iterable[T], raised: list[Exception]) -> Iterator[T]:
+    """Pass items on; what they raise is put aside. Whoever leaves early may go on with them: `yield from` would close them."""
+    try:
+        for item in items:  # noqa: UP028
+            yield item
+    except Exception as problem:  # noqa: BLE001  a caller's own iterator raises what it likes
+        raised.append(problem)
 
 
 def _batches(pixels: Sequence[Rgb], size: int) -> Iterator[Rgb]:

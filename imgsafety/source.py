@@ -7,7 +7,6 @@ another ending whose first bytes are those of a picture is looked at too, else r
 
 import errno
 import hashlib
-import io
 import os
 import stat
 from collections import deque
@@ -33,7 +32,9 @@ ENDINGS = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .dib .tif .tiff .avif .ppm .pgm .pbm .pnm".split()
 )
 # Pictures that we do not decode: they are listed all the same and end `undecided`, else they would pass unseen.
-ENDINGS |= frozenset(".heic .heif .jxl .jp2 .svg".split())
+ENDINGS |= frozenset(".heic .heif .hif .jxl .jp2 .j2k .j2c .jpx .jpf .svg .svgz .ico .icns .psd .psb .pcx .tga .qoi .exr".split())
+ENDINGS |= frozenset(".dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .pef".split())  # of cameras
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")  # behind the ending of a single picture
 # First bytes of JPEG, PNG, GIF, BMP, TIFF, BigTIFF and PNM; WebP, AVIF and HEIF carry their mark a few bytes in.
 MAGIC: tuple[bytes, ...] = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")
 MAGIC += (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
@@ -41,6 +42,7 @@ MAGIC += tuple(b"P%d%c" % (kind, space) for kind in range(1, 7) for space in b" 
 MAGIC_INSIDE = ((b"WEBP", 8), (b"ftypavi", 4), (b"ftypmif1", 4), (b"ftypmsf1", 4), (b"ftyphei", 4))
 HEAD_BYTES = 16
 MAX_BYTES = 256 * 1024 * 1024
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # what the system says of a file that is no more, and of a link to nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +209,9 @@ def _open(path: Path, named: bool) -> Iterator[Path | Member]:
         yield path
     elif os.path.isfile(path):  # reading a pipe or device would block
         head = _read_head(path)
-        if is_archive(path.name) or head.startswith(ZIP_MAGIC):
+        if is_archive(path.name) or (head or b"").startswith(ZIP_MAGIC):
             yield from _pictures_in(path)
-        elif named or looks_like_image(head):
+        elif named or head is None or looks_like_image(head):
             yield path
     elif named or is_archive(path.name) or _is_closed(path):
         yield path
@@ -222,7 +224,7 @@ def _is_closed(path: Path) -> bool:
     except ValueError:  # a NUL byte in the name
         return True
     except OSError as problem:
-        return problem.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # links to nothing
+        return problem.errno not in GONE
 
 
 def list_file(path: Path) -> Iterator[Path | Member]:
@@ -247,22 +249,29 @@ def _pictures_in(archive: Path) -> Iterator[Member]:
 
 
 def has_ending(name: str) -> bool:
-    """True for a name that ends like a picture's."""
-    return os.path.splitext(name)[1].lower() in ENDINGS
+    """True for a name that ends like a picture's, or like that of one that was compressed."""
+    stem, ending = os.path.splitext(name.lower())
+    return (os.path.splitext(stem)[1] if ending in COMPRESSED else ending) in ENDINGS
 
 
 def is_judged(path: str) -> bool:
     """True for a file that is named, or begins, like a picture or an archive."""
     head = _read_head(Path(path))
-    return has_ending(path) or is_archive(path) or head.startswith(ZIP_MAGIC) or looks_like_image(head)
+    return has_ending(path) or is_archive(path) or head is None or head.startswith(ZIP_MAGIC) or looks_like_image(head)
 
 
-def _read_head(path: Path) -> bytes:
+def can_read(path: Path) -> bool:
+    """False for a file that is there and whose first bytes cannot be read."""
+    return not os.path.isfile(path) or _read_head(path) is not None
+
+
+def _read_head(path: Path) -> bytes | None:
+    """The first bytes; of a file that is gone none at all, and `None` of one that cannot be read: it may be a picture."""
     try:
         with path.open("rb") as file:
             return file.read(HEAD_BYTES)
-    except OSError:
-        return b""
+    except OSError as problem:
+        return b"" if problem.errno in GONE else None
 
 
 def looks_like_image(head: bytes) -> bool:
@@ -279,6 +288,18 @@ def stamp_of(item: Path | Member) -> Stamp:
     except (OSError, ValueError):
         return Stamp("closed" if _is_closed(item) else "", None, None)
     return Stamp(f"{status.st_size}:{status.st_mtime_ns}", status.st_size, status.st_mtime_ns)
+
+
+def state_of(path: Path) -> str:
+    """Like the mark of `stamp_of`, but another one also when a file of its size and date took its place, or its mode changed.
+
+    Not for marks that are kept: a folder that was copied would be judged anew.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return stamp_of(path).mark
+    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}:{status.st_ctime_ns}"
 
 
 def name_of(item: Any) -> str | None:
@@ -334,13 +355,16 @@ def _read_path(path: str) -> bytes:
 
 
 def _read_file(file: Any) -> bytes:
+    """Read to the end, which is where nothing comes: a pipe gives what it has."""
     parts, left = [], MAX_BYTES + 1
-    while left > 0 and (part := file.read(left)):
+    while left > 0 and (part := file.read(left)) != b"":
+        if part is None:
+            raise ImageError("the file object has no more bytes yet; read it to its end, and hand in the bytes")
         if not isinstance(part, bytes):
             raise ImageError("the file object is open in text mode; open it with 'rb'")
         parts.append(part)
         left -= len(part)
-        if not isinstance(file, io.IOBase):  # an object of our own or the caller's gives all, from its start; a pipe what it has
+        if getattr(file, "from_start", None) is True:  # one of ours, which gave all, and would begin anew
             break
     return _within_limit(b"".join(parts))
 

@@ -25,13 +25,9 @@ def split_tensor(
 
     stay: RGB may stay on a GPU. Raises `SetupError` when the tensor or the range cannot be right for any picture.
     """
-    if value_range not in RANGES:
+    if not isinstance(value_range, tuple) or value_range not in RANGES:  # an array would compare its numbers one by one
         raise SetupError(f"value_range is {value_range!r}; it must be (0, 1) or (-1, 1)")
-    if not hasattr(tensor, "is_floating_point") or not tensor.is_floating_point():
-        kind = getattr(tensor, "dtype", type(tensor).__name__)
-        raise SetupError(f"{kind} is not a float tensor of torch; `check` takes other kinds")
-    if tensor.ndim != 4 or 0 in tensor.shape or tensor.shape[1] not in (1, 3, 4):
-        raise SetupError(f"tensor of shape {tuple(tensor.shape)} is not (batch, 1, 3 or 4 channels, height, width)")
+    _require_batch(tensor)
     low, high = value_range
     unit = (tensor.detach().float() - low) / (high - low)
     least, most = (edge.cpu().numpy() for edge in (unit.flatten(1).amin(1), unit.flatten(1).amax(1)))
@@ -43,6 +39,17 @@ def split_tensor(
         picture if lowest >= -FLOAT_SLACK and highest <= 1 + FLOAT_SLACK else _outside(lowest, highest, value_range)
         for picture, lowest, highest in zip(pixels, least, most, strict=True)
     ]
+
+
+def _require_batch(tensor: Any) -> None:
+    if not hasattr(tensor, "is_floating_point") or not tensor.is_floating_point():
+        kind = getattr(tensor, "dtype", type(tensor).__name__)
+        raise SetupError(f"{kind} is not a float tensor of torch; `check` takes other kinds")
+    if tensor.is_nested or tensor.is_meta or str(tensor.layout) != "torch.strided":
+        kind = "nested" if tensor.is_nested else "meta" if tensor.is_meta else f"{tensor.layout}"
+        raise SetupError(f"a {kind} tensor does not hold the numbers of every pixel; make it a dense one")
+    if tensor.ndim != 4 or 0 in tensor.shape or tensor.shape[1] not in (1, 3, 4):
+        raise SetupError(f"tensor of shape {tuple(tensor.shape)} is not (batch, 1, 3 or 4 channels, height, width)")
 
 
 def _outside(lowest: float, highest: float, value_range: tuple[float, float]) -> ImageError:

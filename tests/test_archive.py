@@ -337,3 +337,25 @@ def test_an_archive_that_is_excluded_is_not_opened(tmp_path, files):
     write_zip(tmp_path / "a.zip", files)
     write_zip(tmp_path / "b.pptx", files)
     assert not list(find_images([tmp_path], Selection(exclude=("*.zip", "*.pptx"))))
+
+
+@pytest.mark.parametrize("name", ["a.7z", "a.rar", "a.tar.zst", "a.TZST", "a.cbr"])
+def test_an_archive_of_a_kind_that_is_not_read_is_undecided(scanner, tmp_path, files, name):
+    inner = write_zip(tmp_path / "inner.zip", files).read_bytes()
+    (tmp_path / "inner.zip").unlink()
+    for content in (b"7z\xbc\xaf\x27\x1c and so on", b"", b"Rar!\x1a\x07" + inner):
+        (tmp_path / name).write_bytes(content)
+        (result,) = scanner.scan(find_images([tmp_path]))
+        assert (result.path, result.verdict) == (str(tmp_path / name), "undecided")
+        assert "not an archive that can be read" in result.error and "unpack it" in result.error
+
+
+def test_a_zip_by_another_archive_s_name_is_read(tmp_path, files):
+    path = write_zip(tmp_path / "comic.cbr", files)
+    assert len(list(find_images([path]))) == 3
+
+
+def test_an_archive_of_another_kind_inside_an_archive_is_undecided(scanner, tmp_path):
+    write_zip(tmp_path / "outer.zip", [("inner.7z", b"7z"), ("one.jpg.gz", b"\x1f\x8b")])
+    results = list(scanner.scan(find_images([tmp_path])))
+    assert [result.verdict for result in results] == ["undecided"] * 2 and "unpack the outer one" in results[0].error

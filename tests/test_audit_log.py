@@ -79,6 +79,19 @@ def test_a_head_that_was_noted_earlier_still_holds(log):
     assert verify(log, early).faults == ()
 
 
+@pytest.mark.parametrize("write", [str.upper, "  {}\n".format])
+def test_a_head_holds_however_it_was_written_down(log, write):
+    assert verify(log, write(verify(log).head)).faults == ()
+
+
+@pytest.mark.parametrize("head", ["", "abc", "g" * 64, "a" * 63, "a" * 65])
+def test_what_is_no_head_is_refused(log, head, capsys):
+    with pytest.raises(SetupError, match="is not the hash of a line"):
+        verify(log, head)
+    assert main(["audit", "verify", str(log), "--head", head]) == 2
+    assert "is not the hash of a line" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "change", [lambda data: data[:-20], lambda data: data.replace(b"4.png", b"x.png"), lambda data: data + b"{}\n"]
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import threading
 import time
 import weakref
@@ -186,3 +187,47 @@ def test_an_object_that_ends_the_thread_leaves_nobody_waiting():
     assert [futures[index].result(PATIENCE).path for index in (0, 2)] == ["a.png", "b.png"]
     with pytest.raises(SystemExit):
         futures[1].result(PATIENCE)
+
+
+def test_a_callback_that_ends_the_thread_leaves_nobody_waiting():
+    def leave(_):
+        raise SystemExit
+
+    batcher = MicroBatcher(Ledger().judge, workers=1, max_batch=4, max_wait=PATIENCE * 10)
+    futures = [batcher.submit("a.png"), batcher.submit("b.png")]
+    futures[0].add_done_callback(leave)
+    futures += [batcher.submit("c.png"), batcher.submit("d.png")]
+    assert [future.result(PATIENCE).path for future in futures] == ["a.png", "b.png", "c.png", "d.png"]
+
+
+def test_a_callback_that_ends_the_thread_leaves_nobody_waiting_after_a_failure():
+    def leave(_):
+        raise SystemExit
+
+    batcher = MicroBatcher(Ledger().judge, workers=1, max_batch=2, max_wait=PATIENCE * 10)
+    failing = batcher.submit(ZeroDivisionError())
+    failing.add_done_callback(leave)
+    assert batcher.submit("b.png").result(PATIENCE).path == "b.png"
+    assert isinstance(failing.exception(PATIENCE), ZeroDivisionError)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+@pytest.mark.parametrize(("used", "said"), [(True, b"make a new one"), (False, b"a.png")])
+def test_a_forked_process_is_told_that_the_threads_stayed_behind(used, said):
+    batcher = MicroBatcher(Ledger().judge, workers=1, max_batch=1, max_wait=0)
+    if used:
+        batcher.submit("before.png").result(PATIENCE)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(writing, batcher.submit("a.png").result(PATIENCE).path.encode())
+        except SetupError as problem:
+            os.write(writing, str(problem).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as told:
+        assert said in told.read()
+    os.waitpid(child, 0)

@@ -117,3 +117,9 @@ def test_one_picture_without_a_batch_stops_the_workflow(check):
         check(batch("minimal")[0])
     with pytest.raises(SetupError, match="dimensions"):
         check(batch("minimal"), before=batch("clothed")[0])
+
+
+def test_pictures_on_which_a_gradient_hangs_are_judged(check):
+    images = batch("minimal", "clothed").requires_grad_()
+    kept, verdict, _ = check(images)
+    assert verdict == "review" and not kept.requires_grad and torch.equal(kept[1], images[1].detach())

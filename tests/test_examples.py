@@ -91,9 +91,13 @@ def test_service_client(pictures, tmp_path):
             while not (url := re.search(r"running on (http://\S+)", log.read_text())):
                 assert service.poll() is None, log.read_text()
                 time.sleep(0.1)
-            client = [sys.executable, FOLDER / "service_client.py", url[1], pictures[0]]
-            done = subprocess.run(client, capture_output=True, text=True, timeout=PATIENCE, check=True, env=environment)
+            client = [sys.executable, FOLDER / "service_client.py", url[1]]
+            done, none = (
+                subprocess.run([*client, path], capture_output=True, text=True, timeout=PATIENCE, check=True, env=environment)
+                for path in (pictures[0], log)
+            )
             assert VERDICT.search(done.stdout)
+            assert "undecided" in none.stdout and "not an image" in none.stdout
         finally:
             service.kill()
 

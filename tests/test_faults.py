@@ -100,6 +100,57 @@ def test_unreadable_files_and_folders_are_counted(pictures, toy_path, toy_policy
     assert {name for name, verdict in verdicts.items() if verdict != "allow"} == {pictures[0].name, "closed", "named.png"}
 
 
+@linux
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read")
+@pytest.mark.parametrize("way", ["scan", "watch"])
+def test_a_file_of_which_nothing_can_be_read_may_be_a_picture(pictures, toy_path, toy_policy_path, way):
+    if way == "watch":
+        pytest.importorskip("watchfiles", reason="needs the extra `watch`")
+    folder = pictures[0].parent
+    for number, name in enumerate(("img", "img2.dat")):
+        pictures[number].rename(folder / name)
+        (folder / name).chmod(0)
+    command = [sys.executable, "-c", AS_NOBODY, toy_path, toy_policy_path, folder, way, "12"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    verdicts = {Path(line["path"]).name: line["verdict"] for line in map(json.loads, done.stdout.splitlines())}
+    assert len(verdicts) == 12, done.stderr
+    assert {name for name, verdict in verdicts.items() if verdict != "allow"} == {"img", "img2.dat"}
+
+
+OPENED_LATER = """
+import os, sys, threading
+from pathlib import Path
+from imgsafety import Scanner
+from imgsafety.watch import watch
+model, policy, folder, name = sys.argv[1:]
+scanner = Scanner(model, policy, workers=1)
+next(watch(scanner, folder, existing=True))  # loads all that an unprivileged user might not be able to load
+closed = Path(folder, name)
+closed.chmod(0)
+for parent in [Path(folder), *Path(folder).parents]:
+    if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
+        parent.chmod(0o755)
+os.chown(closed, 65534, 65534)
+os.setegid(65534)
+os.seteuid(65534)
+stop = threading.Event()
+for result in watch(scanner, folder, stop.is_set, existing=True):
+    if result.path == str(closed):
+        print(result.verdict, flush=True)
+        stop.set() if result.verdict == "allow" else closed.chmod(0o644)
+"""
+
+
+@linux
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read")
+def test_a_watched_file_that_can_be_read_at_last_is_judged(pictures, toy_path, toy_policy_path):
+    pytest.importorskip("watchfiles", reason="needs the extra `watch`")
+    pictures[0].rename(pictures[0].with_name("img"))
+    command = [sys.executable, "-c", OPENED_LATER, toy_path, toy_policy_path, pictures[0].parent, "img"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.split() == ["undecided", "allow"], done.stderr
+
+
 # --- decode and preprocess ---
 
 

@@ -84,6 +84,27 @@ def test_an_error_of_the_items_themselves_is_raised(scanner):
         list(scanner.scan(items()))
 
 
+def test_what_was_handed_in_before_an_error_has_its_results(scanner, draw):
+    def items():
+        for _ in range(30):
+            yield draw("clothed")
+        raise ConnectionError("the listing broke off")
+
+    results, verdicts = scanner.scan(items()), []
+    with pytest.raises(ConnectionError):
+        while True:
+            verdicts.append(next(results).verdict)
+    assert verdicts == ["allow"] * 30
+
+
+def test_whoever_leaves_a_scan_may_go_on_with_the_items(scanner, draw):
+    items = (draw("clothed") for _ in range(100))
+    results = scanner.scan(items)
+    next(results)
+    results.close()
+    assert 0 < len(list(items)) < 100
+
+
 def kinds_of_item(image, path):
     """The same picture in every form that needs no torch."""
     image.save(path)
@@ -218,6 +239,21 @@ def test_an_edit_that_undresses_is_blocked(scanner, draw):
 def test_an_edit_is_judged_against_every_frame_that_came_in(scanner, draw):
     before = animated([draw("minimal"), draw("clothed")])
     assert scanner.check_edit(before, draw("minimal")).verdict == "block"
+
+
+def test_stacked_pairs_are_judged_like_single_ones(scanner, draw):
+    clothed, minimal = (np.asarray(draw(kind)) for kind in ("clothed", "minimal"))
+    stacked = np.stack([np.stack([clothed, minimal]), np.stack([clothed, clothed])])
+    assert [result.verdict for result in scanner.check_edits(stacked)] == ["block", "allow"]
+    assert [result.verdict for result in scanner.check_edits([iter((clothed, minimal))])] == ["block"]
+
+
+@pytest.mark.parametrize(
+    "pairs", [("a.png", "b.png"), ("ab", "cd"), [("a.png",)], [("a.png", "b.png", "c.png")], [None], np.zeros((2, 2, 8, 3))]
+)
+def test_what_is_no_pair_is_refused(scanner, pairs):
+    with pytest.raises(SetupError):
+        scanner.check_edits(pairs)
 
 
 @pytest.mark.parametrize("broken", [b"", b"text", None])

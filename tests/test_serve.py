@@ -385,6 +385,28 @@ def test_the_command_does_not_start_with_a_damaged_model(tmp_path, toy_policy_pa
     assert "self-test failed" in capsys.readouterr().err
 
 
+def test_a_connection_that_sends_no_whole_header_is_closed(toy_path, toy_policy_path):
+    whole = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+    with running(toy_path, toy_policy_path, "--timeout", "1", "--max-connections", "4") as (_, url):
+        place = httpx.URL(url)
+        idle = [socket.create_connection((place.host, place.port), timeout=PATIENCE) for _ in range(4)]
+        for connection, sent in zip(idle, (b"", b"", whole[:-2], whole + whole[:20]), strict=True):
+            connection.sendall(sent)
+        for connection in idle:
+            with connection:
+                while connection.recv(65_536):  # to its end, which must come
+                    pass
+        assert httpx.get(f"{url}/healthz").status_code == 200
+
+
+def test_a_body_that_takes_too_long_is_told_so_on_a_connection_that_is_watched(toy_path, toy_policy_path):
+    with running(toy_path, toy_policy_path, "--timeout", "1") as (_, url):
+        place = httpx.URL(url)
+        with socket.create_connection((place.host, place.port), timeout=PATIENCE) as slow:
+            slow.sendall(b"POST /check HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+            assert slow.recv(100).startswith(b"HTTP/1.1 408")
+
+
 @pytest.mark.parametrize("charset", ["undefined", "utf-7", "unicode_escape"])
 def test_names_in_any_charset_are_no_server_error(client, file_of, charset):
     head = b'--XX\r\nContent-Disposition: form-data; name="file"; filename="+2AA-\\ud800\xe9.png"\r\n\r\n'
@@ -399,3 +421,22 @@ def test_a_batch_that_breaks_off_is_refused(client, file_of):
     whole = client.post("/check-batch", content=b"".join(parts) + b"--x--\r\n", headers=headers)
     cut = client.post("/check-batch", content=b"".join(parts), headers=headers)
     assert whole.status_code == 200 and len(whole.json()["results"]) == 3 and cut.status_code == 400
+
+
+@pytest.mark.parametrize("size", [1, 7, 64 * 1024])
+def test_pictures_behind_the_closing_boundary_are_not_passed_over(client, file_of, size):
+    part = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a.png"\r\n\r\n' + file_of("clothed") + b"\r\n"
+    statuses = {}
+    for behind in (b"", b"\r\n", b" \r\n\t\r\n", b"\r\n" + part + b"--x--\r\n", b"x"):
+        body = part + b"--x--" + behind
+        pieces = (body[start : start + size] for start in range(0, len(body), size))
+        answer = client.post("/check-batch", content=pieces, headers={"Content-Type": "multipart/form-data; boundary=x"})
+        statuses[behind] = answer.status_code
+    assert list(statuses.values()) == [200, 200, 200, 400, 400]
+
+
+def test_a_picture_that_holds_the_closing_boundary_is_one_picture(client, file_of):
+    head = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a.png"\r\n\r\n'
+    body = head + file_of("clothed") + b"--x--" + b"\r\n--x--\r\n"
+    answer = client.post("/check-batch", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert [result["verdict"] for result in answer.json()["results"]] == ["allow"]

@@ -161,10 +161,21 @@ def test_tensors_that_cannot_be_read_are_image_errors():
             load(tensor)
 
 
-@pytest.mark.parametrize("name", ["a.heic", "a.svg", "a.jxl"])
-def test_pictures_that_are_not_decoded_are_listed_all_the_same(tmp_path, name):
+NOT_DECODED = "heic svg jxl ico psd pcx tga qoi icns j2k j2c exr dng cr2 nef arw jpg.gz png.bz2 webp.xz gif.zst"
+
+
+@pytest.mark.parametrize("name", [f"a.{ending}" for ending in NOT_DECODED.split()])
+def test_pictures_that_are_not_decoded_are_listed_all_the_same(scanner, tmp_path, name):
     (tmp_path / name).write_bytes(b"not decoded")
     assert list(find_images([tmp_path])) == [tmp_path / name]
+    result = scanner.check(tmp_path / name)
+    assert result.verdict == "undecided" and "not an image of a kind we read" in result.error
+
+
+def test_what_is_compressed_and_no_picture_is_left_out(tmp_path):
+    for name in ("log.gz", "gz", "notes.txt.xz"):
+        (tmp_path / name).write_bytes(b"not a picture")
+    assert list(find_images([tmp_path])) == []
 
 
 @pytest.mark.parametrize("head", [b"P6 1 1 255\n", b"II\0*\0\0\0\x08", b"MM*\0\0\0\0\x08"])
@@ -189,3 +200,35 @@ def test_a_name_that_the_system_refuses_is_found_and_ends_nothing(scanner, tmp_p
         str(tmp_path / "link"): "undecided",
     }
     assert [result.verdict for result in scanner.scan(find_images(["a" * 5000]))] == ["undecided"]
+
+
+class Pieces:
+    """A file object of a caller's own class that gives a few bytes at a time."""
+
+    def __init__(self, *pieces):
+        self.pieces = [*pieces, b""]
+
+    def read(self, _size):
+        """Give the next piece."""
+        return self.pieces.pop(0)
+
+
+def test_an_object_that_gives_a_little_at_a_time_is_read_to_its_end():
+    assert load(Pieces(b"pic", b"ture")).content == b"picture"
+
+
+@pytest.mark.parametrize("pieces", [[None], [b"pic", None, b"ture"]])
+def test_an_object_that_has_no_more_bytes_yet_is_an_image_error(pieces):
+    with pytest.raises(ImageError, match="no more bytes yet"):
+        load(Pieces(*pieces))
+
+
+def test_a_pipe_that_nobody_has_filled_is_not_judged_by_its_first_bytes(scanner, draw):
+    file = io.BytesIO()
+    draw("clothed").save(file, "BMP")
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with open(reading, "rb", buffering=0) as pipe, open(writing, "wb", buffering=0) as end:
+        end.write(file.getvalue())
+        result = scanner.check(pipe)
+    assert result.verdict == "undecided" and "no more bytes yet" in result.error

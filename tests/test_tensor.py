@@ -107,9 +107,25 @@ def test_what_is_no_float_tensor_is_refused(scanner, tensor):
         scanner.check_tensor(tensor)
 
 
-def test_another_range_is_refused(scanner, batch):
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.zeros(1, 3, 8, 8, device="meta"),
+        lambda: torch.zeros(1, 3, 8, 8).to_sparse(),
+        lambda: torch.nested.nested_tensor([torch.zeros(3, 8, 8)]),
+        lambda: torch.nested.nested_tensor([torch.zeros(3, 8, 8)], layout=torch.jagged),
+    ],
+)
+def test_a_tensor_without_numbers_for_every_pixel_is_refused(scanner, make):
+    with pytest.raises(SetupError, match="does not hold the numbers"):
+        scanner.check_tensor(make())
+
+
+@pytest.mark.parametrize("value_range", [(0, 255), np.array([0, 1]), torch.tensor([-1, 1]), None])
+def test_another_range_is_refused(scanner, batch, value_range):
     with pytest.raises(SetupError, match="value_range"):
-        scanner.check_tensor(batch, (0, 255))
+        scanner.check_tensor(batch, value_range)
 
 
 def test_the_tensor_is_left_as_it_was(scanner, batch):

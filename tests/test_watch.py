@@ -142,3 +142,54 @@ def test_another_file_by_the_name_of_one_that_is_gone_is_judged(scanner, tmp_pat
             assert (result.path, result.verdict) == (str(path), verdict)
             path.unlink()
             time.sleep(0.5)
+
+
+def test_what_was_written_just_before_the_stop_is_judged(scanner, tmp_path, draw):
+    written = threading.Event()
+    draw("nobody").save(tmp_path / "known.png")
+
+    def write():
+        draw("minimal").save(tmp_path / "last.png")
+        (tmp_path / "cut.bmp").write_bytes(encoded(draw, "clothed")[:1000])
+        written.set()
+
+    results = watch(scanner, tmp_path, written.is_set, ready=write)
+    assert {result.path: result.verdict for result in results} == {
+        str(tmp_path / "last.png"): "review",
+        str(tmp_path / "cut.bmp"): "undecided",
+    }
+
+
+def test_a_file_that_takes_the_place_of_one_of_its_size_and_date_is_judged(scanner, tmp_path, draw):
+    path, other = tmp_path / "a.bmp", tmp_path / "other"
+    path.write_bytes(encoded(draw, "nobody"))
+    other.write_bytes(encoded(draw, "minimal"))
+    for file in (path, other):
+        os.utime(file, (1_700_000_000, 1_700_000_000))
+    with watching(scanner, tmp_path) as following:
+        assert {following().path, following().path} == {str(path), str(other)}
+        other.rename(path)
+        result = following()
+    assert (result.path, result.verdict) == (str(path), "review")
+
+
+def test_the_same_bytes_with_the_date_set_back_are_judged(scanner, tmp_path, draw):
+    path = tmp_path / "a.bmp"
+    path.write_bytes(encoded(draw, "nobody"))
+    status = path.stat()
+    with watching(scanner, tmp_path) as following:
+        assert following().verdict == "allow"
+        with path.open("r+b") as file:
+            file.write(encoded(draw, "minimal"))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert following().verdict == "review"
+
+
+def test_the_command_says_when_it_watches_and_stops_with_nothing_left(toy_path, toy_policy_path, folder, draw):
+    words = [sys.executable, "-m", "imgsafety", "watch", folder, "--model", toy_path, "--policy", toy_policy_path]
+    with subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr.readline() == f"imgsafety: watching {folder}\n"
+        draw("minimal").save(folder / "last.png")
+        process.send_signal(signal.SIGTERM)
+        (line,) = map(json.loads, process.stdout)
+    assert (line["path"], line["verdict"]) == (str(folder / "last.png"), "review") and process.wait() == 1

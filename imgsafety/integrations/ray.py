@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 from imgsafety import source
@@ -228,6 +228,7 @@ def _list_roots(roots: Sequence[str], selection: Selection) -> Iterator[tuple[st
 class RemoteFile:
     """A file that is read when somebody asks. root: the address it lies under; path: its path in that file system."""
 
+    from_start: ClassVar[bool] = True  # so does every `read`, unlike a file's
     root: str
     path: str
 

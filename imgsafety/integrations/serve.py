@@ -19,9 +19,11 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from imgsafety import __version__
 from imgsafety.errors import SetupError
@@ -36,7 +38,8 @@ LATENCY_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
     """max_bytes: of one request body. max_files: pictures in one batch. timeout: seconds for a body to arrive, and
-    again for its pictures to be judged. max_connections: at once; more are answered 503.
+    again for its pictures to be judged; a connection that takes as long for a header is closed. max_connections: at once; more
+    are answered 503.
     """
 
     max_bytes: int = 32 * 1024 * 1024
@@ -106,6 +109,7 @@ def serve(app: FastAPI, host: str, port: int, limits: ServiceLimits) -> None:
         app,
         host=host,
         port=port,
+        http=_impatient(limits.timeout),
         access_log=False,
         limit_concurrency=limits.max_connections,
         timeout_graceful_shutdown=int(2 * limits.timeout) + 1,
@@ -115,6 +119,29 @@ def serve(app: FastAPI, host: str, port: int, limits: ServiceLimits) -> None:
     server.run()
     if not server.started:
         raise SetupError(f"the service could not start on {host} port {port}; see above")
+
+
+def _impatient(timeout: float) -> type[H11Protocol]:
+    """Make uvicorn's protocol close what sends no whole header in time: it waits for ever, and counts it as a connection."""
+
+    class Impatient(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+            super().connection_made(transport)
+            self._look_later()
+
+        def _look_later(self) -> None:
+            self.loop.call_later(timeout, self._look, self.cycle, self._waits())
+
+        def _look(self, cycle: object, waited: bool) -> None:
+            if waited and self.cycle is cycle:
+                self.transport.close()
+            elif not self.transport.is_closing():
+                self._look_later()
+
+        def _waits(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
+
+    return Impatient
 
 
 class _Service:
@@ -258,13 +285,22 @@ class _InMemory(MultiPartParser):
         self.ended = True
 
     async def parse(self) -> FormData:
-        """Parse a body to its closing boundary: without it the last part would be nowhere. Raises `MultiPartException`."""
+        """Parse a body to its closing boundary: without it the last part would be nowhere, as would what stands behind it.
+
+        Raises `MultiPartException`.
+        """
         self.stream = self._whole(self.stream)
         return await super().parse()
 
     async def _whole(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        boundary = parse_options_header(self.headers["Content-Type"])[1].get(b"boundary", b"")
+        closing, seen = b"\r\n--" + boundary + b"--", b"\r\n"  # so that it can be the first line
         async for chunk in stream:
-            yield chunk
+            behind = chunk if self.ended else b""
+            yield chunk  # which the parser has read when it asks for the next
+            seen = seen[-len(closing) :] + chunk
+            if self.ended and (behind or seen.partition(closing)[2]).strip():
+                raise MultiPartException("there is more behind its closing boundary")
         if not self.ended:
             raise MultiPartException("its closing boundary is missing")
 

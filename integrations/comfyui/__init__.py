@@ -53,7 +53,7 @@ class CheckImages:
         scanner = self._scanner(model, policy_file or policy)
         results = scanner.check_many(_pictures(images), None if before is None else _pictures(before))
         blank = [flag and on_flagged == "blank" for flag in held(results, on_flagged)]
-        kept = images.clone()
+        kept = images.detach().clone()
         for index, hidden in enumerate(blank):
             if hidden:
                 kept[index] = 0
@@ -73,7 +73,7 @@ def _pictures(images: Any) -> list[Any]:
     if images.ndim != 4:  # the rows of one picture would be judged as pictures
         raise SetupError(f"images have {images.ndim} dimensions, not (batch, height, width, channels)")
     # Values beyond [0, 1] are cut off when ComfyUI saves or shows them; NaN stays and is undecided.
-    return list(images.float().clamp(0, 1).cpu().numpy())
+    return list(images.detach().float().clamp(0, 1).cpu().numpy())
 
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {"ImgsafetyCheck": CheckImages}
