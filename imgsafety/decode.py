@@ -31,6 +31,7 @@ from imgsafety.result import Detail, Pixels
 # Decoders we let untrusted bytes reach. JPEG's also opens MPO, which many phones write into .jpg files; Pillow
 # raises KeyError for the name MPO itself.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+HIDDEN_TAGS = frozenset((330, 50706))  # of a TIFF: SubIFDs and DNGVersion
 # An animation may hold this many times the pixels of the largest still picture, over all its frames.
 ANIMATION_FACTOR = 16
 # Walking over frames costs time even where they hold next to nothing.
@@ -232,6 +233,7 @@ def _views(
     position = image.tell() if shown else None
     check_size(image.size, limits)
     count = getattr(image, "n_frames", 1)
+    _refuse_unseen(image)
     if isinstance(image, PngImageFile):
         _refuse_other_looks(image)
         if file is not None:
@@ -247,10 +249,17 @@ def _views(
         if file is not None:
             file.check()
         image.seek(index)
+        _refuse_unseen(image)
         check_size(image.size, limits)  # pages of a TIFF differ in size, and a GIF's frame may be larger than its screen
         if index in chosen or index == position:
             for rgb in _flatten(ImageOps.exif_transpose(shown if shown and index == position else image)):
                 yield View(rgb, index)
+
+
+def _refuse_unseen(image: Image.Image) -> None:
+    """Raise `ImageError` for a TIFF, as cameras write them, whose picture is in parts that Pillow does not read."""
+    if HIDDEN_TAGS.intersection(getattr(image, "tag_v2", ())):
+        raise ImageError("a raw file, or a TIFF with pictures inside its pages: only a preview of it could be read")
 
 
 def _refuse_other_looks(image: PngImageFile) -> None:

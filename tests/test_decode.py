@@ -377,3 +377,11 @@ def test_a_png_that_browsers_show_otherwise_is_refused(extra):
     loaded.load()
     with pytest.raises(ImageError, match="not read as it is shown"):
         from_pil(loaded, Limits())
+
+
+@pytest.mark.parametrize(("tag", "value"), [(330, 8), (50706, b"\1\4\0\0")])
+def test_a_tiff_of_which_only_a_preview_could_be_read_is_refused(tag, value):
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), "green").save(file, "TIFF", tiffinfo={tag: value})
+    with pytest.raises(ImageError, match="only a preview"):
+        decode(file.getvalue(), Limits(), 0)
