@@ -15,7 +15,7 @@ from imgsafety.policy import check_fit, shipped_policies
 from imgsafety.session import PROVIDERS, score_names, shipped_model
 from training.manifest import check_sources, load_manifest
 from training.predict import open_scanner, predict
-from training.settings import load_settings
+from training.settings import FILE, load_settings
 from training.split import read_fold
 from training.tables import (
     Mask,
@@ -37,10 +37,10 @@ START, END = "<!-- figures: written by training.evaluate -->", "<!-- end of figu
 
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with manifest.csv.")
-@click.option("--split", type=click.Path(path_type=Path), help="split.csv that training.train wrote.")
+@click.option("--split", type=FILE, help="split.csv that training.train wrote.")
 @click.option("--policy", "policy_name", default="default", show_default=True, help="Whose thresholds: a name or a file.")
 @click.option("--fold", type=click.Choice(["test", "calibration"]), default="test", show_default=True)
-@click.option("--model", type=click.Path(path_type=Path), help="Model file; default: the shipped one.")
+@click.option("--model", type=FILE, help="Model file; default: the shipped one.")
 @click.option("--provider", type=click.Choice(list(PROVIDERS)), default="cpu", show_default=True, help="What runs the model.")
 @click.option("--quick", is_flag=True, help="Leave out the changed pictures, which take most of the time.")
 @click.option("--thorough", is_flag=True, help="Only the changed pictures, judged by a thorough scanner; prints, writes nothing.")
@@ -51,7 +51,7 @@ START, END = "<!-- figures: written by training.evaluate -->", "<!-- end of figu
 )
 @click.option("--changed-rows", default=300, show_default=True, help="Changed pictures per column, at most.")
 @click.option("--write", is_flag=True, help="Rewrite the figures in the model card and operating_points.json.")
-@click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
+@click.option("--settings", "settings_path", type=FILE, default=Path(__file__).with_name("settings.toml"))
 def main(
     data: Path,
     split: Path | None,

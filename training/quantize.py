@@ -21,7 +21,7 @@ from imgsafety.preprocess import shrink, to_pixels
 from training.manifest import Row
 from training.onnx_file import join_looks, read_spec, split_looks, write_model
 from training.predict import read_image
-from training.settings import load_settings
+from training.settings import FILE, load_settings
 from training.split import read_fold
 
 PICTURES = 400
@@ -41,10 +41,10 @@ class Pictures(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has 
 
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with manifest.csv.")
-@click.option("--split", type=click.Path(path_type=Path), required=True, help="split.csv that training.train wrote.")
-@click.option("--model", type=click.Path(path_type=Path, exists=True), required=True, help="The exported float .onnx file.")
+@click.option("--split", type=FILE, required=True, help="split.csv that training.train wrote.")
+@click.option("--model", type=FILE, required=True, help="The exported float .onnx file.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The INT8 .onnx file to write.")
-@click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
+@click.option("--settings", "settings_path", type=FILE, default=Path(__file__).with_name("settings.toml"))
 def main(data: Path, split: Path, model: Path, output: Path, settings_path: Path) -> None:
     settings = load_settings(settings_path)
     rows = read_fold(data, split, "train", settings.licences)

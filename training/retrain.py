@@ -12,16 +12,16 @@ from pathlib import Path
 from types import ModuleType
 
 import click
+import numpy as np
 import torch
 
 from imgsafety.spec import shipped_file
 from training import calibrate, evaluate, export, quantize, temperature, train
-from training.settings import load_settings
-from training.split import read_fold
+from training.settings import FILE, load_settings
+from training.split import groups_of, read_fold
 
 START = "imgsafety-v1.safetensors"
 OWN = Path(__file__).with_name("own.toml")
-FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command(help=__doc__)
@@ -48,7 +48,8 @@ def main(
         raise click.UsageError(f"{START} is not beside the package: name a network with --start")
     rows = read_fold(data, output / "split.csv", "calibration", load_settings(settings).licences)
     # What the last step but one would refuse is refused before the first, which takes longest.
-    calibrate.require_cases(rows, calibrate.load_recipe(recipe), target_miss, calibrate.CONFIDENCE, cascade=True)
+    groups = np.array(groups_of(rows, data))
+    calibrate.require_cases(rows, groups, calibrate.load_recipe(recipe), target_miss, calibrate.CONFIDENCE, cascade=True)
     promise = {"recipe": recipe, **({"target-miss": target_miss} if target_miss else {})}
     for program, options in _steps(data, output, settings, first, start, promise, device):
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]

@@ -18,7 +18,7 @@ from training.manifest import Row
 from training.measure import Values
 from training.onnx_file import Scaling, join_looks, scale_logits, split_looks, write_model
 from training.predict import Answers, first_answers, open_scanner, predict
-from training.settings import load_settings
+from training.settings import FILE, load_settings
 from training.split import read_fold
 
 BOUNDS = (0.2, 5.0)
@@ -28,10 +28,10 @@ RIDGE = 1e-3  # on biases, in squares: of an age that hardly occurs little is kn
 
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with manifest.csv.")
-@click.option("--split", type=click.Path(path_type=Path), required=True, help="split.csv that training.train wrote.")
-@click.option("--model", type=click.Path(path_type=Path, exists=True), required=True, help="The .onnx file to change.")
+@click.option("--split", type=FILE, required=True, help="split.csv that training.train wrote.")
+@click.option("--model", type=FILE, required=True, help="The .onnx file to change.")
 @click.option("--leave-out", multiple=True, help="Fit without this source, for a model that was trained without it.")
-@click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
+@click.option("--settings", "settings_path", type=FILE, default=Path(__file__).with_name("settings.toml"))
 def main(data: Path, split: Path, model: Path, leave_out: tuple[str, ...], settings_path: Path) -> None:
     settings = load_settings(settings_path)
     rows = read_fold(data, split, "calibration", settings.licences, leave_out)

@@ -43,7 +43,7 @@ from training.model import (
     save_weights,
     seen_by,
 )
-from training.settings import Settings, load_settings
+from training.settings import FILE, Settings, load_settings
 from training.split import read_fold, some_of
 
 BACKBONE_RATE = 1 / 2  # the backbone learns slower than the fresh heads
@@ -55,11 +55,11 @@ UNDER_18 = torch.tensor([edge <= ADULT for edge in AGE.edges[1:]], dtype=torch.f
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with manifest.csv.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for checkpoints; outside the repo.")
-@click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
-@click.option("--imagenet", type=click.Path(path_type=Path), help="Keras MobileNetV2 safetensors; default: torchvision's.")
-@click.option("--start", type=click.Path(path_type=Path), help="network.safetensors to go on from, e.g. the shipped one.")
-@click.option("--teacher", type=click.Path(path_type=Path), help="network.safetensors whose answers are learned too.")
-@click.option("--encoder", type=click.Path(path_type=Path, exists=True), help="ONNX image tower of CLIP, to see what it sees.")
+@click.option("--settings", "settings_path", type=FILE, default=Path(__file__).with_name("settings.toml"))
+@click.option("--imagenet", type=FILE, help="Keras MobileNetV2 safetensors; default: torchvision's.")
+@click.option("--start", type=FILE, help="network.safetensors to go on from, e.g. the shipped one.")
+@click.option("--teacher", type=FILE, help="network.safetensors whose answers are learned too.")
+@click.option("--encoder", type=FILE, help="ONNX image tower of CLIP, to see what it sees.")
 @click.option("--no-pretraining", is_flag=True, help="Start from random weights (smoke runs).")
 @click.option("--leave-out", multiple=True, help="Train without this source, to measure on it: `training.evaluate --left-out`.")
 @click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Train on this share of the pictures only.")
