@@ -178,12 +178,15 @@ def _write(rows: Sequence[Row], folds: Sequence[str], cache: Path) -> None:
 def read_fold(data: Path, cache: Path, fold: str, licences: Mapping[str, str], leave_out: Sequence[str] = ()) -> list[Row]:
     """Return the checked rows of one fold of `manifest.csv` in `data`; the split is made if it is not there.
 
-    leave_out: sources whose rows are not wanted. Raises `ManifestError` for one that is not there.
+    leave_out: sources whose rows are not wanted. Raises `ManifestError` for one that is not there, and where no row is left.
     """
     rows = load_manifest(data / "manifest.csv", licences)
     check_sources(rows, leave_out)
     folds = load_or_split(rows, data, cache)
-    return [row for row, row_fold in zip(rows, folds, strict=True) if row_fold == fold and row.source not in leave_out]
+    found = [row for row, row_fold in zip(rows, folds, strict=True) if row_fold == fold and row.source not in leave_out]
+    if not found:
+        raise ManifestError(f"{cache} leaves no picture to the {fold} fold: add some, or name it in the manifest's column fold")
+    return found
 
 
 def some_of(rows: Sequence[Row], share: float, salt: str = "") -> list[Row]:

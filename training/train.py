@@ -43,7 +43,7 @@ from training.model import (
     save_weights,
     seen_by,
 )
-from training.settings import FILE, Settings, load_settings
+from training.settings import FILE, Settings, SettingsError, load_settings
 from training.split import read_fold, some_of
 
 BACKBONE_RATE = 1 / 2  # the backbone learns slower than the fresh heads
@@ -325,7 +325,7 @@ def freeze(network: Network, settings: Settings) -> None:
     and everything of its own that a head has which is not among `heads`. A finder goes where the path that it reads does not stay.
     """
     if settings.frozen_heads and not network.own_layers:
-        raise ValueError(f"frozen_heads names {settings.frozen_heads[0]!r}, which has no layers for itself: own_layers is 0")
+        raise SettingsError(f"frozen_heads names {settings.frozen_heads[0]!r}, which has no layers for itself: own_layers is 0")
     network.train()
     others = [head.name for head in HEADS if head.name not in settings.heads]
     kept = [*network.layers[: settings.frozen_layers], *(network.towers[head] for head in (*settings.frozen_heads, *others))]
@@ -423,7 +423,10 @@ def _save(path: Path, trained: Mapping[str, Any], run: Mapping[str, Any], step: 
 def _restore(path: Path, trained: Mapping[str, Any], run: Mapping[str, Any], device: str) -> int:
     if not path.is_file():
         return 0
-    state = torch.load(path, map_location=device, weights_only=True)
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as problem:  # torch raises unrelated classes, on a file that was cut off too
+        raise click.ClickException(f"{path} cannot be read, remove it to start anew: {problem}") from problem
     if state["sources"] != run["sources"]:
         raise click.ClickException(f"{path} was trained on other sources: {', '.join(state['sources'])}; name another --output")
     if state.get("digest") != run["digest"]:
