@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from imgsafety import Scanner, load_policy
+from imgsafety import Policy, PolicyError, Scanner, load_policy
 from imgsafety.policy import check_fit, shipped_policies
 from imgsafety.session import PROVIDERS, score_names, shipped_model
 from training.manifest import check_sources, load_manifest
@@ -22,13 +22,13 @@ from training.tables import (
     Measured,
     age_tables,
     attire_tables,
-    calibration_table,
+    calibration_tables,
     cascade_tables,
     changed_tables,
-    edit_table,
+    edit_tables,
     judged_tables,
     markdown,
-    small_people_table,
+    small_people_tables,
     verdict_table,
 )
 
@@ -70,7 +70,7 @@ def main(
     others = left_out or quick or thorough or model or (provider, fold, policy_name) != ("cpu", "test", "default")
     if write and others:
         raise click.UsageError("--write is for all tables of the shipped model and policy on the test fold: no other choice")
-    policy = load_policy(policy_name)
+    policy = _policy(policy_name)
     scanner = open_scanner(model, zoom=bool(policy.zoom), provider=provider)
     session = scanner.session
     check_fit(policy, session.spec.identity, score_names(session.spec), session.sha256)
@@ -91,15 +91,22 @@ def main(
         if not quick:
             print(markdown(judged_tables(Scanner(model, policy, provider=provider), rows, grounds, data, changed_rows)))
         return
-    tables = [*attire_tables(measured, policy), *age_tables(measured, policy), calibration_table(measured)]
+    tables = [*attire_tables(measured, policy), *age_tables(measured, policy), *calibration_tables(measured)]
     tables += [verdict_table(measured, policy), *cascade_tables(scanner, measured, policy, data)]
     if not quick:
-        tables += [small_people_table(scanner, measured, policy, data)]
-        tables += [*changed_tables(scanner, measured, policy, data, changed_rows), edit_table(scanner, measured, policy, data)]
+        tables += small_people_tables(scanner, measured, policy, data)
+        tables += [*changed_tables(scanner, measured, policy, data, changed_rows), *edit_tables(scanner, measured, policy, data)]
     print(markdown(tables))
     if write:
         _write_card(markdown(tables), scanner, fold, len(rows))
         _write_operating_points(scanner, measured)
+
+
+def _policy(name: str) -> Policy:
+    try:
+        return load_policy(name)
+    except PolicyError as problem:
+        raise click.UsageError(str(problem)) from problem
 
 
 def _write_card(text: str, scanner: Scanner, fold: str, count: int) -> None:
