@@ -182,6 +182,13 @@ def test_a_model_of_ones_own_that_cannot_promise_is_refused_before_it_is_trained
     assert [path.name for path in Path(retrain_words[3]).iterdir()] == ["split.csv"]
 
 
+def test_a_model_of_ones_own_that_cannot_be_measured_is_refused_before_it_is_trained(retrain_words, killed, tmp_path):
+    (tmp_path / "split.csv").write_text((killed / "split.csv").read_text().replace(",test", ",train"))
+    result = CliRunner().invoke(retrain.main, [*retrain_words, "--output", str(tmp_path), "--target-miss", "0.8"])
+    assert result.exit_code == 1 and "no picture to the test fold" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["split.csv"]
+
+
 def test_a_model_of_ones_own_is_one_command(retrain_words, data):
     import onnx
 
@@ -194,6 +201,14 @@ def test_a_model_of_ones_own_is_one_command(retrain_words, data):
     assert load_policy(policy).model == "own 1"
     assert all(one.minor is not None for one in Scanner(model, policy).scan(sorted((data / "drawn_faces").iterdir())[:4]))
     assert "Minimal attire: ranking" in result.output and str(policy) in result.output.splitlines()[-1]
+
+
+def test_a_split_without_a_train_fold_and_a_file_that_is_no_model_are_refused(model, killed, data, tmp_path):
+    (tmp_path / "split.csv").write_text((killed / "split.csv").read_text().replace(",train", ",test"))
+    for path, split, problem in ((model, tmp_path, "no picture to the train fold"), (SMOKE, killed, "smoke.toml cannot be read")):
+        words = ["--data", data, "--split", split / "split.csv", "--model", path, "--output", tmp_path / "x", "--settings", SMOKE]
+        result = CliRunner().invoke(quantize.main, list(map(str, words)))
+        assert result.exit_code == 1 and problem in result.output
 
 
 def test_the_int8_file_answers_nearly_what_the_float_file_does(model, killed, data):

@@ -46,8 +46,9 @@ def main(
     start = start or shipped_file(START)
     if start is None:
         raise click.UsageError(f"{START} is not beside the package: name a network with --start")
-    rows = read_fold(data, output / "split.csv", "calibration", load_settings(settings).licences)
-    # What the last step but one would refuse is refused before the first, which takes longest.
+    # What the last two steps would refuse is refused before the first, which takes longest.
+    folds = ("calibration", "test")
+    rows, _ = (read_fold(data, output / "split.csv", fold, load_settings(settings).licences) for fold in folds)
     groups = np.array(groups_of(rows, data))
     calibrate.require_cases(rows, groups, calibrate.load_recipe(recipe), target_miss, calibrate.CONFIDENCE, cascade=True)
     promise = {"recipe": recipe, **({"target-miss": target_miss} if target_miss else {})}
