@@ -184,6 +184,8 @@ def calibrate(
     rows, scored, groups = [rows[index] for index in judged], [answers[index] for index in judged], groups[judged]
     found: dict[Promise, Threshold] = {}
     tables = list(_rules(scanner, rows, scored, groups, data, recipe, target_miss, confidence, found))
+    for line in dict.fromkeys(_warnings(found)):
+        click.echo(line, err=True)
     if scanner.session.spec.first_size and "cascade" in recipe:
         tables.append(_cascade(scanner, rows, groups, data, recipe, target_miss, confidence, found))
     if "zoom" in recipe or "thorough" in recipe:
@@ -217,27 +219,30 @@ def _rules(
                     least = _edits_threshold(scanner, rows, data, score, edits) if key == "when" else -math.inf
                     scores = _highest(scored, LOOKS[0], score)
                     found[promise] = _threshold(rows, scores, groups, promise, confidence, least=least)
-                    _judge_threshold(promise, found[promise])
+                    _refuse_vacuous(promise, found[promise])
                 chosen[score] = found[promise].value
             if chosen:
                 lines.append(f"{key} = {{ " + ", ".join(f"{_key(score)} = {value}" for score, value in chosen.items()) + " }")
         yield "[[rules]]\n" + "\n".join(lines)
 
 
-def _judge_threshold(promise: Promise, threshold: Threshold) -> None:
-    """Refuse a rule's threshold that everything reaches, warn of one that most pictures reach but for a buffer of years."""
+def _refuse_vacuous(promise: Promise, threshold: Threshold) -> None:
+    """Raise `VacuousError` for a rule's threshold that everything reaches."""
     key, score, miss, *_ = promise
-    if key != "when":
-        return
-    if threshold.value <= 0:
+    if key == "when" and threshold.value <= 0:
         raise VacuousError(
             f"{key} {score}: to miss at most {miss:g} of its cases, the threshold would have to be 0, which every picture reaches: "
             "the rule would flag everything. The model does not tell these cases apart: look at those that score lowest, or allow "
             "more misses"
         )
-    share = threshold.flagged_others
-    if share.total and share.value > MOST_FLAGGED and (_years(score) or 0) <= ADULT:
-        click.echo(f"warning: {key} {score} >= {threshold.value} is reached by {share} of the other pictures", err=True)
+
+
+def _warnings(found: dict[Promise, Threshold]) -> Iterator[str]:
+    """Of rules' thresholds that most other pictures reach; of a buffer of years that is no news."""
+    for (key, score, *_), threshold in found.items():
+        share = threshold.flagged_others
+        if key == "when" and share.total and share.value > MOST_FLAGGED and (_years(score) or 0) <= ADULT:
+            yield f"warning: {key} {score} >= {threshold.value} is reached by {share} of the other pictures"
 
 
 def _asked(recipe: dict[str, Any]) -> Iterator[tuple[str, str]]:

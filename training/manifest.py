@@ -126,7 +126,10 @@ def check_sources(rows: Sequence[Row], sources: Sequence[str]) -> None:
 
 
 def manifest_sha256(path: Path) -> str:
-    """Return the SHA-256 of the manifest's bytes and of the ages by eye that override it: which labels a figure belongs to."""
+    """Return the SHA-256 of the manifest's bytes and of the ages by eye that override it.
+
+    The policies that ship with version 1.0 name it as their `data_sha256`; `training.calibrate` now names its pictures as well.
+    """
     return hashlib.sha256(path.read_bytes() + AGES_BY_EYE.read_bytes()).hexdigest()
 
 
