@@ -182,6 +182,13 @@ def test_a_group_that_came_after_the_split_and_stands_in_two_folds_is_refused_un
     assert set(paths) <= {one.path for one in read_fold(folder, cache, "train", LICENCES)}
 
 
+def test_a_split_is_made_without_training(tmp_path):
+    folder, cache = write_labelled(tmp_path / "data", per_label=2), tmp_path / "run" / "split.csv"
+    words = ["--data", folder, "--split", cache, "--settings", SETTINGS.with_name("smoke.toml")]
+    assert "14 rows, made anew" in CliRunner().invoke(main, list(map(str, words))).output
+    assert "0 of 14 rows moved" in CliRunner().invoke(main, list(map(str, words))).output
+
+
 def test_pictures_that_cannot_be_read_are_named(pictures):
     folder, rows = pictures
     (folder / "3.png").write_bytes(b"no picture")

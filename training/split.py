@@ -6,9 +6,9 @@ The fold of a group is a hash of its first path, so rows added at the end move o
 names its fold stands in that one, and takes the rows of its group with it that name none. Rows of one picture, or of one `group`,
 that name two folds are refused; pictures that only look alike may.
 
-`python -m training.split --data DIR --split split.csv` mends a split that an earlier version made, or from before rows had a
-group: a group that stands in several folds goes whole into the one that training has seen most of, so that what is measured
-afterwards is held out.
+`python -m training.split --data DIR --split split.csv` makes a split without training anything. One that is there, and that an
+earlier version made, or from before rows had a group, it mends: a group that stands in several folds goes whole into the one that
+training has seen most of, so that what is measured afterwards is held out.
 """
 
 import csv
@@ -37,10 +37,14 @@ SHOWN = 5  # of the pictures that cannot be read
 
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with manifest.csv.")
-@click.option("--split", "cache", type=FILE, required=True, help="The split.csv to mend.")
+@click.option("--split", "cache", type=click.Path(path_type=Path, dir_okay=False), required=True, help="To make or mend.")
 @click.option("--settings", "settings_path", type=FILE, default=Path(__file__).with_name("settings.toml"))
 def main(data: Path, cache: Path, settings_path: Path) -> None:
     rows = load_manifest(data / "manifest.csv", load_settings(settings_path).licences)
+    if not cache.is_file():
+        load_or_split(rows, data, cache)
+        print(f"{cache}: {len(rows)} rows, made anew")
+        return
     _refuse_what_cannot_be_split(rows, data)
     before = _read(rows, cache)
     after = mend(rows, before, data)
