@@ -38,7 +38,7 @@ def write_labelled(folder: Path, per_label: int = 12) -> Path:
             path = f"{source}/{number}_{index}.png"
             (folder / source).mkdir(parents=True, exist_ok=True)
             draw_blocks(tint, random).save(folder / path)
-            rows.append([path, source, "drawing", framing, attire, low, high, "", "", "", "tests"])
+            rows.append([path, source, "drawn", framing, attire, low, high, "", "", "", "tests"])
     with (folder / "manifest.csv").open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
     return folder

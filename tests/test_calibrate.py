@@ -4,13 +4,16 @@ import tomllib
 
 import numpy as np
 import pytest
+from click import UsageError
 from click.testing import CliRunner
 from PIL import Image
 
 from imgsafety import Scanner, load_policy
 from imgsafety.scan import together
 from tests.drawn import write_labelled
-from training.calibrate import TooFewRowsError, affordable_threshold, certified_threshold, main
+from training.calibrate import TooFewRowsError, affordable_threshold, certified_threshold, load_recipe, main, read_rows
+from training.calibrate import calibrate as calibrated
+from training.predict import open_scanner
 
 # Labels of folders and the colour from which their pictures shade off; the toy model knows red, green and blue.
 FOLDERS = {"minimal": (250, 0, 0), "clothed": (0, 250, 0), "no_person": (0, 0, 0), "minor": (0, 60, 250), "adult": (0, 250, 0)}
@@ -200,7 +203,8 @@ def test_a_manifest_is_calibrated_on_like_a_folder(tmp_path, toy_path):
     from tests.test_manifest import SETTINGS
 
     data = write_labelled(tmp_path / "data", per_label=30)
-    ran, output = calibrate(data, toy_path, "--target-miss", "0.2", "--settings", str(SETTINGS.with_name("smoke.toml")))
+    # To the toy model half of the minors are as old as can be.
+    ran, output = calibrate(data, toy_path, "--target-miss", "0.8", "--settings", str(SETTINGS.with_name("smoke.toml")))
     assert ran.exit_code == 0, ran.output
     assert load_policy(output).model == "toy 1"
 
@@ -239,3 +243,118 @@ def test_a_left_out_source_is_not_calibrated_on(tmp_path, toy_path):
     assert ran.exit_code == 1 and "no source sports to leave out" in ran.output
     ran, output = calibrate(data, toy_path, *words, "drawn_scenes")
     assert ran.exit_code == 0 and tomllib.loads(output.read_text())["calibration"]["left_out"] == ["drawn_scenes"]
+
+
+def test_one_picture_that_is_exposed_and_a_minor_is_refused(labelled, toy_path):
+    (labelled / "minor" / "copy.png").write_bytes((labelled / "minimal" / "0.png").read_bytes())
+    ran, output = calibrate(labelled, toy_path, "--target-miss", "0.1")
+    assert ran.exit_code == 1 and "are one picture" in ran.output and not output.exists()
+
+
+def test_one_picture_that_a_manifest_calls_exposed_and_a_minor_is_refused(tmp_path, toy_path):
+    from tests.test_manifest import SETTINGS
+
+    data = write_labelled(tmp_path / "data", per_label=30)
+    (data / "drawn_faces" / "5_0.png").write_bytes((data / "drawn_figures" / "0_0.png").read_bytes())
+    ran, _ = calibrate(data, toy_path, "--target-miss", "0.2", "--settings", str(SETTINGS.with_name("smoke.toml")))
+    assert ran.exit_code == 1 and "are one picture" in ran.output
+
+
+def test_a_threshold_that_everything_reaches_is_refused(labelled, toy_path):
+    for number, path in enumerate(sorted((labelled / "minor").iterdir())[:10]):  # to the toy model, as old as can be
+        draw_squares((0, 150 + 10 * number, 0), np.random.default_rng(number)).save(path)
+    ran, output = calibrate(labelled, toy_path, "--target-miss", "0.1")
+    assert ran.exit_code == 1 and "would have to be 0" in ran.output and "minor" in ran.output and not output.exists()
+
+
+def test_a_threshold_that_most_other_pictures_reach_is_written_with_a_warning(labelled, toy_path):
+    ran, _ = calibrate(labelled, toy_path, "--target-miss", "0.1")
+    assert ran.exit_code == 0 and "warning" not in ran.stderr
+    for number, path in enumerate(sorted((labelled / "clothed").iterdir())):  # redder than the palest of the minimal ones
+        draw_squares((255, 0, 0), np.random.default_rng(100 + number)).save(path)
+    for path in (labelled / "no_person").iterdir():
+        path.unlink()
+    ran, output = calibrate(labelled, toy_path, "--target-miss", "0.1")
+    assert ran.exit_code == 0, ran.output
+    assert output.exists() and ran.stderr.count("warning: when minimal_attire") == 1 and "warning: when under_25" not in ran.stderr
+
+
+def test_what_identifies_the_data_is_what_is_in_it(labelled, toy_path):
+    def identified():
+        ran, output = calibrate(labelled, toy_path, "--target-miss", "0.1")
+        assert ran.exit_code == 0, ran.output
+        table = tomllib.loads(output.read_text())["calibration"]
+        return table["data_sha256"], table["rows"], table["unreadable"]
+
+    digest, rows, unreadable = identified()
+    assert (rows, unreadable) == (200, 0) and identified()[0] == digest
+    (labelled / "adult" / "more.png").write_bytes(b"no picture")
+    (labelled / "adult" / ".DS_Store").write_bytes(b"no picture either, and nobody says that it is one")
+    assert identified() == (digest, 200, 1)
+    with Image.open(labelled / "adult" / "0.png") as image:
+        image.point(lambda level: level + 1).save(labelled / "adult" / "0.png")
+    assert identified()[0] != digest
+
+
+def test_a_manifest_is_identified_by_its_pictures_too(tmp_path, toy_path):
+    from tests.test_manifest import SETTINGS
+
+    data = write_labelled(tmp_path / "data", per_label=30)
+    found = []
+    for _ in range(2):
+        ran, output = calibrate(data, toy_path, "--target-miss", "0.8", "--settings", str(SETTINGS.with_name("smoke.toml")))
+        assert ran.exit_code == 0, ran.output
+        found.append(tomllib.loads(output.read_text())["calibration"]["data_sha256"])
+        picture = data / "drawn_scenes" / "4_0.png"
+        picture.write_bytes((data / "drawn_scenes" / "4_1.png").read_bytes())
+    assert found[0] != found[1]
+
+
+def test_files_that_are_left_out_are_named(labelled, toy_path):
+    for number in range(7):
+        (labelled / "adult" / f"broken {number}.png").write_bytes(b"no picture")
+    ran, _ = calibrate(labelled, toy_path, "--target-miss", "0.1")
+    assert "left out: 7 files" in ran.stderr and "adult/broken 0.png" in ran.stderr and "and 2 more" in ran.stderr
+
+
+def test_the_folder_of_the_policy_is_made_before_anything_is_judged(labelled, toy_path):
+    output = labelled.parent / "nowhere" / "yet" / "policy.toml"
+    words = ["--data", labelled, "--model", toy_path, "--output", output, "--target-miss", "0.1"]
+    assert CliRunner().invoke(main, list(map(str, words))).exit_code == 0
+    assert load_policy(output).model == "toy 1"
+
+
+def test_a_split_that_is_not_there_is_not_made(tmp_path, toy_path):
+    data = write_labelled(tmp_path / "data", per_label=4)
+    ran, _ = calibrate(data, toy_path, "--split", str(tmp_path / "split.scv"))
+    assert ran.exit_code == 2 and "does not exist" in ran.output and not (tmp_path / "split.scv").exists()
+
+
+def test_a_score_with_dots_in_its_name_can_be_calibrated(labelled, toy_path):
+    recipe = load_recipe("default")
+    rules = [{"name": "young", "verdict": "review", "when": {"age.under_25": 0.1, "minimal_attire": 0.1}}]
+    recipe = {"about": "x", "false_alarms": recipe["false_alarms"], "rules": rules}
+    text = calibrated(open_scanner(toy_path), read_rows(labelled, None, {}), labelled, "young", recipe, None, 0.95)
+    (labelled.parent / "policy.toml").write_text(text)
+    assert set(load_policy(labelled.parent / "policy.toml").rules[0].when) == {"age.under_25", "minimal_attire"}
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ({"when": {"attire.clothed": 0.1}}, "no label says which pictures are its cases"),
+        ({"when": {"minimal_attire": 0.1}, "before_below": {"minor": 0.1}}, "no label says which pictures are its cases"),
+        ({"when": {"age.under_21": 0.1}}, "gives no score 'age.under_21'"),
+        ({"when": {"minimal": 0.1}}, "gives no score 'minimal'"),
+    ],
+)
+def test_a_score_without_cases_is_refused_before_anything_is_judged(labelled, toy_path, table, problem):
+    recipe = {"about": "x", "false_alarms": 0.1, "rules": [{"name": "a", "verdict": "review", **table}]}
+    with pytest.raises(UsageError, match=problem):
+        calibrated(open_scanner(toy_path), read_rows(labelled, None, {}), labelled, "a", recipe, None, 0.95)
+
+
+def test_a_promise_that_two_rules_come_to_is_written_once(labelled, toy_path):
+    _, output = calibrate(labelled, toy_path, "--target-miss", "0.1")
+    promises = [tuple(one.items()) for one in tomllib.loads(output.read_text())["calibration"]["promise"]]
+    assert len(promises) == len(set(promises)) > 4

@@ -86,10 +86,10 @@ def folder(tmp_path_factory):
     random = np.random.default_rng(0)
     lines = []
     for source, (label, tint), number in product(("drawn_scenes", "drawn_figures"), TINTS.items(), range(20)):
-        lines.append([f"{source}-{'-'.join(map(str, label))}-{number}.png", source, "drawing", "scene", *label])
+        lines.append([f"{source}-{'-'.join(map(str, label))}-{number}.png", source, "drawn", "scene", *label])
         draw_blocks(tint, random).save(folder / lines[-1][0])
     for age, number in product((9, 15, 20, 40), range(30)):
-        lines.append([f"face-{age}-{number}.png", "drawn_faces", "drawing", "face", "", age, age])
+        lines.append([f"face-{age}-{number}.png", "drawn_faces", "drawn", "face", "", age, age])
         draw_blocks((40, 40, 5 * age), random).save(folder / lines[-1][0])
     with (folder / "manifest.csv").open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *([*line, "", "", "", "tests"] for line in lines)])

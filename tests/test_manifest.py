@@ -91,7 +91,8 @@ def test_a_forbidden_row_stops_training_before_any_pixel_is_read(manifest, setti
     lawful, forbidden = {"attire": "clothed"}, {"attire": "minimal", "age_min": "10", "age_max": "30"}
     stopped = train(manifest(lawful, forbidden).parent, settings)
     assert stopped.exit_code == 1 and "line 3" in stopped.output
-    assert isinstance(train(manifest(lawful).parent, settings).exception, FileNotFoundError)
+    unread = train(manifest(lawful).parent, settings)
+    assert unread.exit_code == 1 and "0.jpg cannot be read" in unread.output
 
 
 MALFORMED = [
@@ -110,6 +111,8 @@ MALFORMED = [
     ({"age_min": "nan", "age_max": "nan"}, "not a range"),
     ({"age_min": "18", "age_max": "inf"}, "not a range"),
     ({"path": "0.jpg"}, "stands twice"),
+    ({"framing": "portrait"}, "framing 'portrait' is not one of scene, figure, face, object or empty"),
+    ({"medium": "drawing"}, "medium 'drawing' is not one of photo, generated, drawn, mixed or empty"),
 ]
 
 
@@ -123,6 +126,34 @@ def test_a_malformed_row_is_refused_with_its_line(manifest, row, message):
 def test_a_malformed_file_is_refused(tmp_path, text):
     (tmp_path / "manifest.csv").write_text(text)
     with pytest.raises(ManifestError):
+        load_manifest(tmp_path / "manifest.csv", LICENCES)
+
+
+@pytest.mark.parametrize("name", ["Attire", " attire", "FOLD", "age_min "])
+def test_a_column_that_is_nearly_a_known_one_is_refused(manifest, name):
+    with pytest.raises(ManifestError, match=f"column '{name}' must be written '{name.strip().lower()}'"):
+        load_manifest(manifest({name: ""}), LICENCES)
+
+
+def test_a_column_of_ones_own_is_left_alone(manifest):
+    assert load_manifest(manifest({"Photographer": "somebody"}), LICENCES)[0].path == "0.jpg"
+
+
+def test_a_mark_before_the_first_column_is_no_part_of_its_name(tmp_path):
+    (tmp_path / "manifest.csv").write_text("path,source\na.jpg,drawn\n", encoding="utf-8-sig")
+    assert load_manifest(tmp_path / "manifest.csv", LICENCES)[0].path == "a.jpg"
+
+
+def test_a_header_with_other_separators_is_shown(tmp_path):
+    (tmp_path / "manifest.csv").write_text("path;source\na.jpg;drawn\n")
+    with pytest.raises(ManifestError, match=r"has no column 'path'.*'path;source'"):
+        load_manifest(tmp_path / "manifest.csv", LICENCES)
+
+
+@pytest.mark.parametrize(("last", "problem"), [("b.jpg,", "column 'source' is empty"), ("a.jpg,drawn", "stands twice")])
+def test_blank_lines_count(tmp_path, last, problem):
+    (tmp_path / "manifest.csv").write_text(f"path,source\n\na.jpg,drawn\n\n\n{last}\n")
+    with pytest.raises(ManifestError, match=f"line 6: .*{problem}"):
         load_manifest(tmp_path / "manifest.csv", LICENCES)
 
 

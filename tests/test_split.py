@@ -5,17 +5,19 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from tests.drawn import draw_blocks, write_labelled
+from tests.test_manifest import SETTINGS
 from training.manifest import ManifestError, Row
-from training.split import fold_of, load_or_split, mend, read_fold, some_of, split
+from training.split import fold_of, load_or_split, main, mend, read_fold, some_of, split
 
 LICENCES = dict.fromkeys(("drawn_figures", "drawn_faces", "drawn_scenes"), "drawn")
 
 
-def row(path, group="", source="drawn"):
-    return Row(path, source, "CC0", group=group)
+def row(path, group="", source="drawn", fold=""):
+    return Row(path, source, "CC0", group=group, fold=fold)
 
 
 @pytest.fixture
@@ -119,3 +121,77 @@ def test_one_picture_cannot_be_exposed_and_under_18(pictures):
     for refusing in (lambda: split(together, folder), lambda: load_or_split(together, folder, cache)):
         with pytest.raises(ManifestError, match="one picture"):
             refusing()
+
+
+def copy(folder, one, **about):
+    """A row of the same picture, in a file of its own."""
+    other = row(f"copy of {one.path}", **about)
+    (folder / other.path).write_bytes((folder / one.path).read_bytes())
+    return other
+
+
+@pytest.mark.parametrize("fold", ["train", "calibration", "test"])
+def test_what_looks_like_a_row_that_names_its_fold_stands_there_too(pictures, fold):
+    folder, rows = pictures
+    named = copy(folder, rows[0], fold=fold)
+    assert split([*rows, named], folder) == [fold, *split(rows[1:], folder), fold]
+    assert mend([*rows, named], ["test"] * 41, folder) == [fold, *["test"] * 39, fold]
+
+
+def test_who_is_of_a_group_with_a_row_that_names_its_fold_stands_there_too(pictures):
+    folder, rows = pictures
+    grouped = [row(one.path, group="one") for one in rows[:4]] + [row(rows[4].path, group="one", fold="test")]
+    assert split(grouped, folder) == ["test"] * 5
+
+
+def test_of_several_folds_that_look_alikes_name_the_others_take_the_first(pictures):
+    folder, rows = pictures
+    alike = [row(f"{fold}.jpg", fold=fold) for fold in ("test", "calibration")]
+    for quality, one in zip((80, 90), alike, strict=True):
+        with Image.open(folder / rows[0].path) as image:
+            image.save(folder / one.path, quality=quality)
+    assert split([rows[0], *alike], folder) == ["calibration", "test", "calibration"]
+
+
+def test_rows_of_one_picture_or_one_group_that_name_two_folds_are_refused(pictures):
+    folder, rows = pictures
+    first = row(rows[0].path, fold="train")
+    with pytest.raises(ManifestError, match="one picture: one row names train, the other test"):
+        split([first, copy(folder, first, fold="test")], folder)
+    grouped = [row(one.path, group="a", fold=fold) for one, fold in zip(rows, ("train", "test"), strict=False)]
+    with pytest.raises(ManifestError, match="group 'a' of 'drawn' stands in train and in test"):
+        split(grouped, folder)
+
+
+def test_a_group_that_came_after_the_split_and_stands_in_two_folds_is_refused_until_it_is_mended(tmp_path):
+    folder, cache = write_labelled(tmp_path / "data", per_label=4), tmp_path / "split.csv"
+    paths = [one.path for one in read_fold(folder, cache, "train", LICENCES)][:2]
+    cache.write_text(cache.read_text().replace(f"{paths[1]},train", f"{paths[1]},test"))
+    manifest = folder / "manifest.csv"
+    with manifest.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    with manifest.open("w", newline="") as file:
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows(line | {"group": "a" if line["path"] in paths else "", "source": "drawn_figures"} for line in lines)
+    with pytest.raises(ManifestError, match=r"group 'a' .* mend it with python -m training\.split"):
+        read_fold(folder, cache, "train", LICENCES)
+    settings = str(SETTINGS.with_name("smoke.toml"))
+    ran = CliRunner().invoke(main, ["--data", str(folder), "--split", str(cache), "--settings", settings])
+    assert "1 of 28 rows moved" in ran.output
+    assert set(paths) <= {one.path for one in read_fold(folder, cache, "train", LICENCES)}
+
+
+def test_a_split_is_made_without_training(tmp_path):
+    folder, cache = write_labelled(tmp_path / "data", per_label=2), tmp_path / "run" / "split.csv"
+    words = ["--data", folder, "--split", cache, "--settings", SETTINGS.with_name("smoke.toml")]
+    assert "14 rows, made anew" in CliRunner().invoke(main, list(map(str, words))).output
+    assert "0 of 14 rows moved" in CliRunner().invoke(main, list(map(str, words))).output
+
+
+def test_pictures_that_cannot_be_read_are_named(pictures):
+    folder, rows = pictures
+    (folder / "3.png").write_bytes(b"no picture")
+    (folder / "5.png").unlink()
+    with pytest.raises(ManifestError, match=r"3\.png cannot be read: Unidentified.*\n.*5\.png cannot be read: FileNotFoundError"):
+        split(rows, folder)

@@ -37,6 +37,15 @@ STEPS = 10
 PIXELS = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fit_on_few_rows():
+    """A tenth of these drawn pictures is fewer than temperatures are fitted on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(temperature, "FEWEST", 1)
+        patch.setattr(temperature, "FEWEST_OF_AGES", 1)
+        yield
+
+
 def run(program, **options):
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     result = CliRunner().invoke(program.main, [*words, "--settings", str(SMOKE)], catch_exceptions=False)
@@ -119,6 +128,28 @@ def test_a_checkpoint_of_another_run_is_refused(killed, data, tmp_path):
         assert result.exit_code == 1 and "other settings, pictures or starting weights" in result.output
 
 
+def test_a_checkpoint_that_was_cut_off_is_named(killed, data, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes((killed / "checkpoint.pt").read_bytes()[:1000])
+    assert "checkpoint.pt cannot be read, remove it" in train_here(data, tmp_path)
+
+
+def test_weights_that_were_cut_off_are_named(killed, data, tmp_path):
+    (tmp_path / "half.safetensors").write_bytes((killed / "network.safetensors").read_bytes()[:100_000])
+    words = ["--data", data, "--output", tmp_path, "--settings", SMOKE, "--start", tmp_path / "half.safetensors"]
+    result = CliRunner().invoke(train.main, list(map(str, words)))
+    assert result.exit_code == 1 and "half.safetensors is not a whole network.safetensors" in result.output
+
+
+def test_a_source_without_a_share_and_an_unknown_setting_are_said_without_a_traceback(data, tmp_path):
+    (tmp_path / "sead.toml").write_text(SMOKE.read_text().replace("seed = 1", "seed = 1\nsead = 2"))
+    text = SMOKE.read_text().replace('"drawn_faces" = 0.3', "").replace(", shares = { drawn_faces = 0.5 }", "")
+    (tmp_path / "share.toml").write_text(text)
+    for name, problem in (("sead.toml", "'sead'"), ("share.toml", "no share for 'drawn_faces'"), ("none.toml", "does not exist")):
+        words = ["--data", data, "--output", tmp_path / "run", "--settings", tmp_path / name, "--no-pretraining"]
+        result = CliRunner().invoke(train.main, list(map(str, words)))
+        assert result.exit_code in (1, 2) and problem in result.output and isinstance(result.exception, SystemExit)
+
+
 def test_training_changes_all_but_the_frozen_layers(killed):
     torch.manual_seed(load_settings(SMOKE).seed)
     before = untrained().half().float()
@@ -151,6 +182,13 @@ def test_a_model_of_ones_own_that_cannot_promise_is_refused_before_it_is_trained
     assert [path.name for path in Path(retrain_words[3]).iterdir()] == ["split.csv"]
 
 
+def test_a_model_of_ones_own_that_cannot_be_measured_is_refused_before_it_is_trained(retrain_words, killed, tmp_path):
+    (tmp_path / "split.csv").write_text((killed / "split.csv").read_text().replace(",test", ",train"))
+    result = CliRunner().invoke(retrain.main, [*retrain_words, "--output", str(tmp_path), "--target-miss", "0.8"])
+    assert result.exit_code == 1 and "no picture to the test fold" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["split.csv"]
+
+
 def test_a_model_of_ones_own_is_one_command(retrain_words, data):
     import onnx
 
@@ -163,6 +201,14 @@ def test_a_model_of_ones_own_is_one_command(retrain_words, data):
     assert load_policy(policy).model == "own 1"
     assert all(one.minor is not None for one in Scanner(model, policy).scan(sorted((data / "drawn_faces").iterdir())[:4]))
     assert "Minimal attire: ranking" in result.output and str(policy) in result.output.splitlines()[-1]
+
+
+def test_a_split_without_a_train_fold_and_a_file_that_is_no_model_are_refused(model, killed, data, tmp_path):
+    (tmp_path / "split.csv").write_text((killed / "split.csv").read_text().replace(",train", ",test"))
+    for path, split, problem in ((model, tmp_path, "no picture to the train fold"), (SMOKE, killed, "smoke.toml cannot be read")):
+        words = ["--data", data, "--split", split / "split.csv", "--model", path, "--output", tmp_path / "x", "--settings", SMOKE]
+        result = CliRunner().invoke(quantize.main, list(map(str, words)))
+        assert result.exit_code == 1 and problem in result.output
 
 
 def test_the_int8_file_answers_nearly_what_the_float_file_does(model, killed, data):

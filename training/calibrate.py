@@ -18,9 +18,9 @@ import datetime
 import hashlib
 import json
 import math
-import os
+import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,13 @@ from imgsafety import Scanner
 from imgsafety.policy import parse_policy
 from imgsafety.preprocess import LOOKS
 from imgsafety.scan import Scored, together
+from imgsafety.session import score_names
 from training.heads import EXPOSED, OLDEST
-from training.manifest import ADULT, ATTIRE_VALUES, ManifestError, Row, check_sources, load_manifest, manifest_sha256
-from training.measure import Values, rate
+from training.manifest import ADULT, ATTIRE_VALUES, ManifestError, Row, check_sources, load_manifest
+from training.measure import Rate, Values, rate
 from training.predict import first_looks, open_scanner, read_image
-from training.settings import load_settings
-from training.split import groups_of, read_fold
+from training.settings import FILE, load_settings
+from training.split import first_of_all, picture_sha256, read_fold, readable_groups, refuse_contradictions
 from training.transforms import EDITS
 
 HERE = Path(__file__).parent
@@ -47,6 +48,8 @@ FOLDER_AGES = {"minor": (0.0, ADULT - 1.0), "adult": (float(ADULT), float(OLDEST
 DECIMALS = 4
 CONFIDENCE = 0.95  # of a promise
 ROUNDING = 1e-9  # of a sum of shares: 5 of 100 are no more than 0.05
+MOST_FLAGGED = 0.5  # of other pictures; beyond it a threshold is worth a warning
+ATTIRE_SCORES = ("minimal_attire", "exposed")
 CONDITIONS = ("when", "before_below")  # of a rule, each with a share of misses per score
 # Condition, score, share of misses, share of false alarms, share of harmless edits.
 Promise = tuple[str, str, float, float, float]
@@ -55,6 +58,10 @@ Groups = npt.NDArray[np.int64]  # (rows,), the same number for all rows of a gro
 
 class TooFewRowsError(click.ClickException):
     """The labelled pictures cannot carry the promise that was asked for."""
+
+
+class VacuousError(click.ClickException):
+    """The promise can only be kept by a threshold that every picture reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +78,15 @@ class Threshold:
     cases: int
     pictures: int
     miss_bound: float
-    flagged_others: str
+    flagged_others: Rate
 
 
 @click.command(help=__doc__)
 @click.option(
     "--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="Labelled pictures, see above."
 )
-@click.option("--split", type=click.Path(path_type=Path), help="split.csv of training.train: use its calibration fold only.")
-@click.option("--model", type=click.Path(path_type=Path), help="Model file; default: the shipped one.")
+@click.option("--split", type=FILE, help="split.csv of training.train: use its calibration fold only.")
+@click.option("--model", type=FILE, help="Model file; default: the shipped one.")
 @click.option("--recipe", default="default", show_default=True, help="Policy in recipes.toml to calibrate.")
 @click.option(
     "--target-miss",
@@ -88,8 +95,8 @@ class Threshold:
 )
 @click.option("--leave-out", multiple=True, help="Calibrate without this source, for a model that was trained without it.")
 @click.option("--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=CONFIDENCE, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="The policy TOML to write.")
-@click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=HERE / "settings.toml")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The policy TOML to write.")
+@click.option("--settings", "settings_path", type=FILE, default=HERE / "settings.toml")
 def main(
     data: Path,
     split: Path | None,
@@ -103,6 +110,7 @@ def main(
 ) -> None:
     settings = load_settings(settings_path)
     plan = load_recipe(recipe)
+    output.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before all is judged
     scanner = open_scanner(model, zoom="zoom" in plan)
     rows = read_rows(data, split, settings.licences, leave_out)
     text = calibrate(scanner, rows, data, recipe, plan, target_miss, confidence, leave_out)
@@ -128,11 +136,14 @@ def read_rows(data: Path, split: Path | None, licences: dict[str, str], leave_ou
     else:
         rows = [_folder_row(path.relative_to(data)) for path in _files(data)]
     check_sources(rows, leave_out)
+    refuse_contradictions(rows, data)
     return [row for row in rows if row.source not in leave_out]
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*/**/*") if path.is_file())
+    """The files of the folders in a folder, but hidden ones, which file managers leave behind."""
+    named = ((path, path.relative_to(folder).parts) for path in folder.glob("*/**/*") if path.is_file())
+    return sorted(path for path, parts in named if not any(part.startswith(".") for part in parts))
 
 
 def _folder_row(path: Path) -> Row:
@@ -155,21 +166,48 @@ def calibrate(
     confidence: float,
     left_out: Sequence[str] = (),
 ) -> str:
-    """Return the text of a policy whose every threshold keeps its promise. Raises `TooFewRowsError`.
+    """Return the text of a policy whose every threshold keeps its promise.
 
-    left_out: sources that are not among `rows`, for the record.
+    left_out: sources that are not among `rows`, for the record. Raises `TooFewRowsError`, `VacuousError`, and `UsageError` for a
+    score that cannot be calibrated.
     """
-    require_cases(rows, recipe, target_miss, confidence, cascade=bool(scanner.session.spec.first_size))
-    scored = map(together, scanner.score(data / row.path for row in rows))
-    readable = [(row, one) for row, one in zip(rows, scored, strict=True) if not one.error]
-    if len(readable) < len(rows):
-        click.echo(f"left out: {len(rows) - len(readable)} of {len(rows)} files could not be judged", err=True)
-    rows = [row for row, _ in readable]
-    asked = {score for rule in recipe["rules"] for key in CONDITIONS for score in rule.get(key, {})}
-    scores = {name: _highest([one for _, one in readable], LOOKS[0], name) for name in asked}
-    groups = np.array(groups_of(rows, data))
+    if unknown := {score for _, score in _asked(recipe)} - score_names(scanner.session.spec):
+        raise click.UsageError(f"the model gives no score {sorted(unknown)[0]!r} that the recipe names")
+    rows, roots, unread = readable_groups(rows, data)
+    groups = np.array(roots, dtype=np.int64)
+    require_cases(rows, groups, recipe, target_miss, confidence, cascade=bool(scanner.session.spec.first_size))
+    answers = list(map(together, scanner.score(data / row.path for row in rows)))
+    unread += [f"{row.path}: {one.error}" for row, one in zip(rows, answers, strict=True) if one.error]
+    if unread:
+        click.echo(f"left out: {len(unread)} files could not be judged:{first_of_all(unread)}", err=True)
+    judged = [index for index, one in enumerate(answers) if not one.error]
+    rows, scored, groups = [rows[index] for index in judged], [answers[index] for index in judged], groups[judged]
     found: dict[Promise, Threshold] = {}
-    rules = []
+    tables = list(_rules(scanner, rows, scored, groups, data, recipe, target_miss, confidence, found))
+    for line in dict.fromkeys(_warnings(found)):
+        click.echo(line, err=True)
+    if scanner.session.spec.first_size and "cascade" in recipe:
+        tables.append(_cascade(scanner, rows, groups, data, recipe, target_miss, confidence, found))
+    if "zoom" in recipe or "thorough" in recipe:
+        tables += _other_looks(open_scanner(scanner.session.path, thorough=True), rows, data, recipe)
+    header = _header(scanner, name, recipe["about"], confidence, left_out, _of_data(rows, data, len(unread)))
+    # Two rules may come to the same promise; it is one then.
+    record = "\n".join(dict.fromkeys(_record(promise, threshold) for promise, threshold in found.items()))
+    return header + "\n" + "\n\n".join(tables) + "\n\n# What each threshold promises, and the pictures it rests on.\n" + record
+
+
+def _rules(
+    scanner: Scanner,
+    rows: Sequence[Row],
+    scored: Sequence[Scored],
+    groups: Groups,
+    data: Path,
+    recipe: dict[str, Any],
+    target_miss: float | None,
+    confidence: float,
+    found: dict[Promise, Threshold],
+) -> Iterator[str]:
+    """The `[[rules]]` tables; their thresholds are added to `found`."""
     for rule in recipe["rules"]:
         lines = [f'name = "{rule["name"]}"', f'verdict = "{rule["verdict"]}"']
         for key in CONDITIONS:
@@ -179,24 +217,50 @@ def calibrate(
                 promise = (key, score, target_miss or miss, recipe["false_alarms"], edits)
                 if promise not in found:
                     least = _edits_threshold(scanner, rows, data, score, edits) if key == "when" else -math.inf
-                    found[promise] = _threshold(rows, scores[score], groups, promise, confidence, least=least)
+                    scores = _highest(scored, LOOKS[0], score)
+                    found[promise] = _threshold(rows, scores, groups, promise, confidence, least=least)
+                    _refuse_vacuous(promise, found[promise])
                 chosen[score] = found[promise].value
             if chosen:
-                lines.append(f"{key} = {{ " + ", ".join(f"{score} = {value}" for score, value in chosen.items()) + " }")
-        rules.append("[[rules]]\n" + "\n".join(lines))
-    if scanner.session.spec.first_size and "cascade" in recipe:
-        rules.append(_cascade(scanner, rows, groups, data, recipe, target_miss, confidence, found))
-    if "zoom" in recipe or "thorough" in recipe:
-        rules += _other_looks(open_scanner(scanner.session.path, thorough=True), rows, data, recipe)
-    header = _header(scanner, data, name, recipe["about"], confidence, left_out)
-    record = "\n".join(_record(promise, threshold) for promise, threshold in found.items())
-    return header + "\n" + "\n\n".join(rules) + "\n\n# What each threshold promises, and the pictures it rests on.\n" + record
+                lines.append(f"{key} = {{ " + ", ".join(f"{_key(score)} = {value}" for score, value in chosen.items()) + " }")
+        yield "[[rules]]\n" + "\n".join(lines)
+
+
+def _refuse_vacuous(promise: Promise, threshold: Threshold) -> None:
+    """Raise `VacuousError` for a rule's threshold that everything reaches."""
+    key, score, miss, *_ = promise
+    if key == "when" and threshold.value <= 0:
+        raise VacuousError(
+            f"{key} {score}: to miss at most {miss:g} of its cases, the threshold would have to be 0, which every picture reaches: "
+            "the rule would flag everything. The model does not tell these cases apart: look at those that score lowest, or allow "
+            "more misses"
+        )
+
+
+def _warnings(found: dict[Promise, Threshold]) -> Iterator[str]:
+    """Of rules' thresholds that most other pictures reach; of a buffer of years that is no news."""
+    for (key, score, *_), threshold in found.items():
+        share = threshold.flagged_others
+        if key == "when" and share.total and share.value > MOST_FLAGGED and (_years(score) or 0) <= ADULT:
+            yield f"warning: {key} {score} >= {threshold.value} is reached by {share} of the other pictures"
+
+
+def _asked(recipe: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every condition and score that a recipe names; of tables of other looks and of the first, as a rule's `when`."""
+    for rule in recipe["rules"]:
+        yield from ((key, score) for key in CONDITIONS for score in rule.get(key, {}))
+    yield from (("when", score) for table in ("cascade", "zoom", "thorough") for score in recipe.get(table, {}))
 
 
 def require_cases(
-    rows: Sequence[Row], recipe: dict[str, Any], target_miss: float | None, confidence: float, cascade: bool
+    rows: Sequence[Row], groups: Groups, recipe: dict[str, Any], target_miss: float | None, confidence: float, cascade: bool
 ) -> None:
-    """Raise `TooFewRowsError` that names everything that is lacking, before the pictures are judged, which takes minutes."""
+    """Raise `TooFewRowsError` that names everything that is lacking, before the pictures are judged, which takes minutes.
+
+    Raises `UsageError` where a score has no cases in any manifest.
+    """
+    for key, score in _asked(recipe):
+        cases_of(rows, key, score)
     promises = [
         (key, score, target_miss or miss)
         for rule in recipe["rules"]
@@ -208,7 +272,7 @@ def require_cases(
     promises += [promise for promise in first if ("when", *promise[1:]) not in promises]
     lacking = []
     for key, score, miss in dict.fromkeys(promises):
-        count = int(cases_of(rows, key, score)[0].sum())
+        count = len(np.unique(groups[cases_of(rows, key, score)[0]]))
         if count < cases_needed(miss, confidence):
             lacking.append(_too_few(f"{key} {score}", count, miss, confidence))
     if lacking:
@@ -241,11 +305,11 @@ def _cascade(
     first = first_looks(scanner, rows, data)
     lines = ["# All below these in a first look at a fifth of the pixels: nobody looks again.", "[cascade]"]
     for score, miss in recipe["cascade"].items():
-        most = min(threshold.value for (key, name, *_), threshold in found.items() if (key, name) == ("when", score))
+        fires = [threshold.value for (key, name, *_), threshold in found.items() if (key, name) == ("when", score)]
         promise = ("cascade", score, target_miss or miss, recipe.get("second_looks", 0.0), 1.0)
         values = np.array([one.named[score] for one in first])
-        found[promise] = _threshold(rows, values, groups, promise, confidence, most=most)
-        lines.append(f"{score} = {found[promise].value}")
+        found[promise] = _threshold(rows, values, groups, promise, confidence, most=min(fires, default=1.0))
+        lines.append(f"{_key(score)} = {found[promise].value}")
     return "\n".join(lines)
 
 
@@ -271,7 +335,8 @@ def _other_looks(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict
             others = cases_of(rows, "when", score)[1]
             value = affordable_threshold(_highest(scored, look, score)[others], share, origins[others])
             rounded = min(_rounded(value, math.ceil), 1.0) if math.isfinite(value) else 1.0
-            lines.append(f"{score} = {rounded}  # reached by at most {share:g} of other pictures, or of their origins on average")
+            reached = f"reached by at most {share:g} of other pictures, or of their origins on average"
+            lines.append(f"{_key(score)} = {rounded}  # {reached}")
         if lines:
             tables.append((f"[{look}]\n" if look == "zoom" else f"[thorough.{look}]\n") + "\n".join(lines))
     return tables
@@ -279,17 +344,29 @@ def _other_looks(scanner: Scanner, rows: Sequence[Row], data: Path, recipe: dict
 
 def cases_of(rows: Sequence[Row], key: str, score: str) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Which rows are cases that the condition must not miss, and which it should leave alone."""
-    attire = np.array([row.attire for row in rows])
-    clothed = np.isin(attire, ("no_person", "clothed"))
+    years = _years(score)
+    if score not in ATTIRE_SCORES and (years is None or key == "before_below"):
+        raise click.UsageError(
+            f"{key} {score}: no label says which pictures are its cases; there are cases of {', '.join(ATTIRE_SCORES)} and, "
+            "but for before_below, of minor, under_25 and age.under_N"
+        )
+    attire = np.array([row.attire for row in rows], dtype=np.str_)
     if key == "before_below":
         return attire == "clothed", attire == "minimal"
     if score == "minimal_attire":
         return attire == "minimal", (attire != "minimal") & (attire != "")
     if score == "exposed":
-        return np.isin(attire, EXPOSED), clothed
-    minor = np.array([row.minor for row in rows])
-    adult = np.array([row.adult and not row.exposed for row in rows])
-    return minor, adult
+        return np.isin(attire, EXPOSED), np.isin(attire, ("no_person", "clothed"))
+    line = min(years or ADULT, ADULT)  # a score of more years is a buffer: its cases are minors as well
+    young = np.array([row.age is not None and row.age[1] < line for row in rows], dtype=bool)
+    old = np.array([row.age is not None and row.age[0] >= line and not row.exposed for row in rows], dtype=bool)
+    return young, old
+
+
+def _years(score: str) -> int | None:
+    """The years below which somebody is a case of a score of age; none for another score."""
+    found = re.fullmatch(r"(?:age\.)?under_(\d+)", score)
+    return ADULT if score == "minor" else int(found[1]) if found else None
 
 
 def _threshold(
@@ -320,7 +397,7 @@ def _threshold(
     missed = int((alone < sign * value).sum())
     bound = float(stats.beta.ppf(confidence, missed + 1, max(len(alone) - missed, 1)))
     flagged = rate(sign * scores[others] >= sign * value)
-    return Threshold(value, miss, missed, len(alone), int(cases.sum()), round(bound, DECIMALS), str(flagged))
+    return Threshold(value, miss, missed, len(alone), int(cases.sum()), round(bound, DECIMALS), flagged)
 
 
 def lowest_of_groups(scores: Values, groups: Groups) -> Values:
@@ -371,10 +448,13 @@ def _too_few(what: str, count: int, target_miss: float, confidence: float) -> st
     )
 
 
-def _header(scanner: Scanner, data: Path, name: str, about: str, confidence: float, left_out: Sequence[str]) -> str:
+def _key(score: str) -> str:
+    """A score's name as a key of TOML: one with dots stands in quotes."""
+    return score if re.fullmatch(r"[A-Za-z0-9_-]+", score) else json.dumps(score)
+
+
+def _header(scanner: Scanner, name: str, about: str, confidence: float, left_out: Sequence[str], of_data: str) -> str:
     spec, session = scanner.session.spec, scanner.session
-    manifest = data / "manifest.csv"
-    digest = manifest_sha256(manifest) if manifest.is_file() else _folder_sha256(data)
     return f'''# {about}
 # Written by training.calibrate; thresholds come from labelled pictures, not from taste.
 name = "{name}"
@@ -383,16 +463,18 @@ model = "{spec.identity}"
 [calibration]
 date = {datetime.date.today().isoformat()}
 confidence = {confidence}
-data_sha256 = "{digest}"
+{of_data}
 model_sha256 = "{session.sha256}"
 ''' + (f"left_out = {json.dumps(list(left_out))}\n" if left_out else "")
 
 
-def _folder_sha256(data: Path) -> str:
+def _of_data(rows: Sequence[Row], data: Path, unread: int) -> str:
+    """What identifies the pictures that thresholds rest on, in whatever order they are listed, and how many there are."""
     digest = hashlib.sha256()
-    for path in _files(data):
-        digest.update(os.fsencode(path.relative_to(data)) + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+    for row in sorted(rows, key=lambda row: row.path):
+        labels = [row.path, row.source, row.group, row.attire, row.age]
+        digest.update(json.dumps(labels).encode() + b"\0" + picture_sha256(row, data))
+    return f'data_sha256 = "{digest.hexdigest()}"\nrows = {len(rows)}\nunreadable = {unread}'
 
 
 def _record(promise: Promise, threshold: Threshold) -> str:

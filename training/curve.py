@@ -27,7 +27,7 @@ from training.manifest import Row, check_sources, load_manifest
 from training.measure import Values, auroc, auroc_text, recall_at
 from training.model import build
 from training.predict import open_scanner, predict, read_image
-from training.settings import Settings, load_settings
+from training.settings import FILE, Settings, load_settings
 from training.split import load_or_split, some_of
 from training.tables import Measured, Table, markdown
 
@@ -65,12 +65,12 @@ QUESTIONS: tuple[Answer, ...] = (minimal_attire, somebody_under_18)
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with manifest.csv.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the split and for what an encoder saw.")
-@click.option("--imagenet", type=click.Path(path_type=Path), help="Keras MobileNetV2 safetensors; default: torchvision's.")
-@click.option("--encoder", type=click.Path(path_type=Path, exists=True), help="ONNX image tower of CLIP, for its curves.")
+@click.option("--imagenet", type=FILE, help="Keras MobileNetV2 safetensors; default: torchvision's.")
+@click.option("--encoder", type=FILE, help="ONNX image tower of CLIP, for its curves.")
 @click.option("--origin", "origins", multiple=True, help="A source to ask about. As often as you like.")
 @click.option("--harmless", is_flag=True, help="Ask what more harmless pictures give.")
-@click.option("--model", "models", type=click.Path(path_type=Path, exists=True), multiple=True, help="Trained on a share of faces.")
-@click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
+@click.option("--model", "models", type=FILE, multiple=True, help="Trained on a share of faces.")
+@click.option("--settings", "settings_path", type=FILE, default=Path(__file__).with_name("settings.toml"))
 def main(
     data: Path,
     output: Path,

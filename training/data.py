@@ -23,6 +23,7 @@ from training import augment
 from training.heads import AGE, OLDEST, age_distribution, age_target, attire_target, most_exposed
 from training.manifest import ADULT, Row
 from training.predict import read_image
+from training.settings import SettingsError
 
 # As the age of an empty picture: older than anybody, so that it makes no joint picture younger.
 NOBODY: tuple[float, float] = (OLDEST + 1, OLDEST + 1)
@@ -175,14 +176,14 @@ def draw_rows(
     other_share: of each source that `shares` does not name, the same for each attire in it; 0: there must be none.
 
     Ages are drawn evenly over `AGE_BANDS`, and inside a band evenly over ethnicities, so that the years around
-    18 and the groups with few minors are not drowned. Raises `ValueError` when a row belongs to no share.
+    18 and the groups with few minors are not drowned. Raises `SettingsError` when a row belongs to no share.
     """
     random = np.random.default_rng(seed)
     shares = shares | _of_others(rows, shares, other_share)
     keys = [f"{row.source}/{row.attire}" if f"{row.source}/{row.attire}" in shares else row.source for row in rows]
     unknown = sorted(set(keys) - set(shares))
     if unknown:
-        raise ValueError(f"settings name no share for {unknown[0]!r}")
+        raise SettingsError(f"settings name no share for {unknown[0]!r}; give it one, or an other_share to all that have none")
     cells: dict[tuple[str, int, str], list[int]] = {}
     for index, (row, key) in enumerate(zip(rows, keys, strict=True)):
         cells.setdefault((key, _age_band(row), row.ethnicity), []).append(index)

@@ -10,25 +10,25 @@ from pathlib import Path
 
 import click
 
-from imgsafety import Scanner, load_policy
+from imgsafety import Policy, PolicyError, Scanner, load_policy
 from imgsafety.policy import check_fit, shipped_policies
 from imgsafety.session import PROVIDERS, score_names, shipped_model
 from training.manifest import check_sources, load_manifest
 from training.predict import open_scanner, predict
-from training.settings import load_settings
+from training.settings import FILE, load_settings
 from training.split import read_fold
 from training.tables import (
     Mask,
     Measured,
     age_tables,
     attire_tables,
-    calibration_table,
+    calibration_tables,
     cascade_tables,
     changed_tables,
-    edit_table,
+    edit_tables,
     judged_tables,
     markdown,
-    small_people_table,
+    small_people_tables,
     verdict_table,
 )
 
@@ -37,10 +37,10 @@ START, END = "<!-- figures: written by training.evaluate -->", "<!-- end of figu
 
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with manifest.csv.")
-@click.option("--split", type=click.Path(path_type=Path), help="split.csv that training.train wrote.")
+@click.option("--split", type=FILE, help="split.csv that training.train wrote.")
 @click.option("--policy", "policy_name", default="default", show_default=True, help="Whose thresholds: a name or a file.")
 @click.option("--fold", type=click.Choice(["test", "calibration"]), default="test", show_default=True)
-@click.option("--model", type=click.Path(path_type=Path), help="Model file; default: the shipped one.")
+@click.option("--model", type=FILE, help="Model file; default: the shipped one.")
 @click.option("--provider", type=click.Choice(list(PROVIDERS)), default="cpu", show_default=True, help="What runs the model.")
 @click.option("--quick", is_flag=True, help="Leave out the changed pictures, which take most of the time.")
 @click.option("--thorough", is_flag=True, help="Only the changed pictures, judged by a thorough scanner; prints, writes nothing.")
@@ -51,7 +51,7 @@ START, END = "<!-- figures: written by training.evaluate -->", "<!-- end of figu
 )
 @click.option("--changed-rows", default=300, show_default=True, help="Changed pictures per column, at most.")
 @click.option("--write", is_flag=True, help="Rewrite the figures in the model card and operating_points.json.")
-@click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
+@click.option("--settings", "settings_path", type=FILE, default=Path(__file__).with_name("settings.toml"))
 def main(
     data: Path,
     split: Path | None,
@@ -70,7 +70,7 @@ def main(
     others = left_out or quick or thorough or model or (provider, fold, policy_name) != ("cpu", "test", "default")
     if write and others:
         raise click.UsageError("--write is for all tables of the shipped model and policy on the test fold: no other choice")
-    policy = load_policy(policy_name)
+    policy = _policy(policy_name)
     scanner = open_scanner(model, zoom=bool(policy.zoom), provider=provider)
     session = scanner.session
     check_fit(policy, session.spec.identity, score_names(session.spec), session.sha256)
@@ -91,15 +91,22 @@ def main(
         if not quick:
             print(markdown(judged_tables(Scanner(model, policy, provider=provider), rows, grounds, data, changed_rows)))
         return
-    tables = [*attire_tables(measured, policy), *age_tables(measured, policy), calibration_table(measured)]
+    tables = [*attire_tables(measured, policy), *age_tables(measured, policy), *calibration_tables(measured)]
     tables += [verdict_table(measured, policy), *cascade_tables(scanner, measured, policy, data)]
     if not quick:
-        tables += [small_people_table(scanner, measured, policy, data)]
-        tables += [*changed_tables(scanner, measured, policy, data, changed_rows), edit_table(scanner, measured, policy, data)]
+        tables += small_people_tables(scanner, measured, policy, data)
+        tables += [*changed_tables(scanner, measured, policy, data, changed_rows), *edit_tables(scanner, measured, policy, data)]
     print(markdown(tables))
     if write:
         _write_card(markdown(tables), scanner, fold, len(rows))
         _write_operating_points(scanner, measured)
+
+
+def _policy(name: str) -> Policy:
+    try:
+        return load_policy(name)
+    except PolicyError as problem:
+        raise click.UsageError(str(problem)) from problem
 
 
 def _write_card(text: str, scanner: Scanner, fold: str, count: int) -> None:

@@ -18,7 +18,7 @@ from imgsafety.scan import together
 from training.manifest import Row
 from training.measure import Values, rate
 from training.predict import open_scanner, read_image
-from training.settings import load_settings
+from training.settings import FILE, load_settings
 from training.split import read_fold
 from training.tables import Table, some_rows, threshold
 
@@ -29,11 +29,11 @@ FIRST_SHARE = 0.1  # of the picture's area that the first squares take; they shr
 
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with manifest.csv.")
-@click.option("--split", type=click.Path(path_type=Path), required=True, help="split.csv that training.train wrote.")
-@click.option("--model", type=click.Path(path_type=Path), help="Model file; default: the shipped one.")
+@click.option("--split", type=FILE, required=True, help="split.csv that training.train wrote.")
+@click.option("--model", type=FILE, help="Model file; default: the shipped one.")
 @click.option("--queries", default=200, show_default=True, help="Scores that the search may ask for, for each picture.")
 @click.option("--most", default=100, show_default=True, help="Pictures of each kind, at most.")
-@click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
+@click.option("--settings", "settings_path", type=FILE, default=Path(__file__).with_name("settings.toml"))
 def main(data: Path, split: Path, model: Path | None, queries: int, most: int, settings_path: Path) -> None:
     rows = read_fold(data, split, "test", load_settings(settings_path).licences)
     policy = load_policy("default")

@@ -21,9 +21,8 @@ from imgsafety.spec import METADATA_KEY, ModelSpec, to_json
 from training.heads import HEADS
 from training.model import FINDER_HEAD, Network, load_network
 from training.onnx_file import HALVED_SIZE, halve_weights, join_looks, split_looks, write_model
-from training.settings import load_settings
+from training.settings import FILE, load_settings
 
-FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 OPSET = 18
 PARITY = 1e-4
 
@@ -47,7 +46,7 @@ class Answering(nn.Module):
 @click.option("--network", type=FILE, required=True, help="network.safetensors of training.train.")
 @click.option("--first", type=FILE, help="That of the first look of a cascade; without it the same network takes it.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The .onnx file to write, with .sha256 beside it.")
-@click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
+@click.option("--settings", "settings_path", type=FILE, default=Path(__file__).with_name("settings.toml"))
 def main(network: Path, first: Path | None, output: Path, settings_path: Path) -> None:
     settings = load_settings(settings_path)
     spec = ModelSpec(settings.name, settings.version, settings.size, HEADS, settings.first_size)

@@ -26,7 +26,7 @@ from training.data import NOBODY, Example, join, read_example
 from training.heads import attire_target
 from training.manifest import Row
 from training.model import Network, load_network, seen_by
-from training.settings import Settings, load_settings
+from training.settings import FILE, Settings, load_settings
 from training.split import read_fold
 from training.train import rate_at, save_network, total_steps, unless_left_out
 
@@ -215,9 +215,9 @@ def _flipped(part: Part, random: augment.Random) -> Part:
 
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with manifest.csv.")
-@click.option("--start", type=click.Path(path_type=Path, exists=True), required=True, help="network.safetensors of training.train.")
+@click.option("--start", type=FILE, required=True, help="network.safetensors of training.train.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for split.csv and the network.")
-@click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("finder.toml"))
+@click.option("--settings", "settings_path", type=FILE, default=Path(__file__).with_name("finder.toml"))
 @click.option("--leave-out", multiple=True, help="Train without this source, as the network to start from was.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option(

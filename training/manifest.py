@@ -2,7 +2,14 @@
 
 Columns: `path` (below the manifest's folder) and `source` are needed; `licence` too, unless the settings
 name one for the source; `medium, framing, attire, age_min, age_max, gender, ethnicity, group, fold, how` may be
-empty or absent. What a reader would get wrong: an exposed row (`revealing` or `minimal`) with no age is
+empty or absent. Four of them hold one of these, or nothing:
+
+    attire    no_person, clothed, revealing, minimal, or not_minimal: one of the first three
+    framing   scene, figure (one person on a plain ground, as in a catalogue), face (a portrait), object (things)
+    medium    photo, generated, drawn, mixed (several of these)
+    fold      train, calibration, test; where it is empty, `training.split` decides
+
+What a reader would get wrong: an exposed row (`revealing` or `minimal`) with no age is
 refused as well, because an unknown age can be under 18; so is an age under 18 with no attire, unless it is a face crop's, because
 an unknown attire can be exposed. And ages of scenes whose origin names none, or names one by a word of a caption, come from
 `ages_by_eye.csv`; of an exposed row they can say that it is refused, never that it is allowed.
@@ -22,7 +29,12 @@ from training.heads import ATTIRE, EXPOSED, NOT_MINIMAL, OLDEST
 ADULT = 18
 ATTIRE_VALUES = ("", NOT_MINIMAL, *ATTIRE.labels)
 FOLDS = ("train", "calibration", "test")
-
+MEDIA = ("photo", "generated", "drawn", "mixed")
+FRAMINGS = ("scene", "figure", "face", "object")
+KNOWN = {"attire": ATTIRE_VALUES[1:], "fold": FOLDS, "medium": MEDIA, "framing": FRAMINGS}
+NEEDED = ("path", "source")
+TEXTS = ("medium", "framing", "attire", "gender", "ethnicity", "group", "fold")
+COLUMNS = (*NEEDED, "licence", *TEXTS, "age_min", "age_max", "how")
 
 # What a language model that sees said of the picture on a contact sheet: somebody clearly under 18, only people clearly 18 or
 # older, cannot be told, nobody recognisable. Columns: source, path, letter. It replaces the age in the manifest.
@@ -80,18 +92,31 @@ def load_manifest(path: Path, licences: Mapping[str, str]) -> list[Row]:
     Raises `ManifestError` for the first row that is malformed or that training may not see.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [_row(line, record, licences) for line, record in enumerate(csv.DictReader(file), start=2)]
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before the first column's name
+            reader = csv.DictReader(file)
+            _check_header(path, reader.fieldnames or ())
+            lines = reader.reader  # its number counts the blank lines that the other leaves out
+            rows = [(lines.line_num, _row(lines.line_num, record, licences)) for record in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
         raise ManifestError(f"{path}: cannot be read: {problem}") from problem
     if not rows:
         raise ManifestError(f"{path}: has no rows")
     seen: set[str] = set()
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         if row.path in seen:
             raise ManifestError(f"line {line}: path {row.path!r} stands twice")
         seen.add(row.path)
-    return rows
+    return [row for _, row in rows]
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    for name in header:
+        meant = name.strip().lower()
+        if name != meant and meant in COLUMNS:
+            raise ManifestError(f"{path}: column {name!r} must be written {meant!r}")
+    if missing := next((column for column in NEEDED if header and column not in header), None):
+        shown = ", ".join(map(repr, header))
+        raise ManifestError(f"{path}: has no column {missing!r}; what stands between the commas of its first line is {shown}")
 
 
 def check_sources(rows: Sequence[Row], sources: Sequence[str]) -> None:
@@ -101,7 +126,10 @@ def check_sources(rows: Sequence[Row], sources: Sequence[str]) -> None:
 
 
 def manifest_sha256(path: Path) -> str:
-    """Return the SHA-256 of the manifest's bytes and of the ages by eye that override it: which labels a figure belongs to."""
+    """Return the SHA-256 of the manifest's bytes and of the ages by eye that override it.
+
+    The policies that ship with version 1.0 name it as their `data_sha256`; `training.calibrate` now names its pictures as well.
+    """
     return hashlib.sha256(path.read_bytes() + AGES_BY_EYE.read_bytes()).hexdigest()
 
 
@@ -109,20 +137,21 @@ def _row(line: int, record: Mapping[str | None, str | None], licences: Mapping[s
     if None in record:
         raise ManifestError(f"line {line}: more fields than the header has")
     values = {key: (value or "").strip() for key, value in record.items() if key is not None}
-    for column in ("path", "source"):
+    for column in NEEDED:
         if not values.get(column):
-            raise ManifestError(f"line {line}: column {column!r} is empty or missing")
+            raise ManifestError(f"line {line}: column {column!r} is empty")
     if Path(values["path"]).is_absolute() or ".." in Path(values["path"]).parts:
         raise ManifestError(f"line {line}: path {values['path']!r} must stay below the manifest's folder")
     licence = values.get("licence") or licences.get(values["source"], "")
     if not licence:
         raise ManifestError(f"line {line}: source {values['source']!r} names no licence")
-    text = {column: values.get(column, "") for column in ("medium", "framing", "attire", "gender", "ethnicity", "group", "fold")}
+    text = {column: values.get(column, "") for column in TEXTS}
     path = Path(values["path"]).as_posix()  # one name for one file
     stated, seen = _age(line, values), _ages_by_eye().get((values["source"], path))
     age = BY_EYE[seen] if seen else stated
-    if text["fold"] not in ("", *FOLDS):
-        raise ManifestError(f"line {line}: fold {text['fold']!r} is not one of {', '.join(FOLDS)} or empty")
+    for column, known in KNOWN.items():
+        if text[column] not in ("", *known):
+            raise ManifestError(f"line {line}: {column} {text[column]!r} is not one of {', '.join(known)} or empty")
     row = Row(path, values["source"], licence, age=age, **text)
     _check_lawful(line, row)
     if row.exposed:
@@ -150,8 +179,6 @@ def _age(line: int, values: Mapping[str, str]) -> tuple[float, float] | None:
 
 
 def _check_lawful(line: int, row: Row) -> None:
-    if row.attire not in ATTIRE_VALUES:
-        raise ManifestError(f"line {line}: attire {row.attire!r} is not one of {', '.join(ATTIRE_VALUES[1:])} or empty")
     if row.exposed and not row.adult:
         shown = "unknown" if row.age is None else f"{row.age[0]:g} to {row.age[1]:g}"
         raise ManifestError(

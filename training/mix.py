@@ -14,8 +14,7 @@ from torch import Tensor
 
 from training.heads import HEADS
 from training.model import FINDER_HEAD, Network, graft, load_network, path_of, read_about, save_weights, seen_by
-
-FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+from training.settings import FILE
 
 
 @click.command(help=__doc__)

@@ -22,14 +22,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import click
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torchvision import models
 
 from training.heads import ATTIRE, BORROWED, CLASSES, HEAD_NAMES, HEADS
+from training.settings import SettingsError
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The Keras weights of a given file were trained on RGB in [-1, 1].
@@ -77,7 +79,7 @@ class Network(nn.Module):
         self.dropout = nn.Dropout(dropout)
         shared = len(layers) - own_layers
         if any(not shared <= last <= len(layers) for last in last_layers.values()):
-            raise ValueError(f"last_layers must be from {shared}, which all heads share, to {len(layers)}: {dict(last_layers)}")
+            raise SettingsError(f"last_layers must be from {shared}, which all heads share, to {len(layers)}: {dict(last_layers)}")
         ends = {head.name: last_layers.get(head.name, len(layers)) for head in HEADS}
         self.layers = layers[:shared]
         self.towers = nn.ModuleDict({name: deepcopy(layers[shared:end]) for name, end in ends.items()})
@@ -93,10 +95,10 @@ class Network(nn.Module):
             self.add_finder(finder_layer)
 
     def add_finder(self, layer: int) -> None:
-        """Give it a new `Finder`. Raises `ValueError` where its head does not have that layer for itself, or nothing after it."""
+        """Give it a new `Finder`. Raises `SettingsError` where its head has not that layer for itself, or nothing after it."""
         path = path_of(self, FINDER_HEAD)
         if not len(self.layers) < layer < len(path):
-            raise ValueError(f"finder_layer is {layer}, not one between {len(self.layers)} and {len(path)}")
+            raise SettingsError(f"finder_layer is {layer}, not one between {len(self.layers)} and {len(path)}")
         self.finder = Finder(layer, _channels(path[:layer]), _channels(path))
 
     @property
@@ -276,7 +278,7 @@ def _read_classifier(backbone: str, weights: Path | None, pretrained: bool = Tru
     if weights is None:
         return models.get_model(backbone, weights="DEFAULT" if pretrained else None), "torch"
     if backbone != "mobilenet_v2":
-        raise ValueError(f"the weights file holds mobilenet_v2, the settings ask for {backbone}")
+        raise SettingsError(f"the weights file holds mobilenet_v2, the settings ask for {backbone}")
     classifier = models.mobilenet_v2(num_classes=KERAS_CLASSES)
     classifier.load_state_dict(load_file(weights))
     return classifier, "keras"
@@ -290,9 +292,12 @@ def save_weights(weights: Mapping[str, Tensor], about: Mapping[str, Any], path: 
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """Return what a file of `save_weights` says of its network."""
-    with safe_open(path, framework="pt") as file:
-        about: dict[str, Any] = json.loads(file.metadata()["network"])
+    """Return what a file of `save_weights` says of its network. Raises `ClickException` for any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about: dict[str, Any] = json.loads(file.metadata()["network"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as problem:
+        raise click.ClickException(f"{path} is not a whole network.safetensors of training.train: {problem}") from problem
     return about
 
 

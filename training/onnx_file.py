@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -36,6 +37,17 @@ def write_model(model: onnx.ModelProto, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(data)
     output.with_name(output.name + ".sha256").write_text(f"{hashlib.sha256(data).hexdigest()}  {output.name}\n")
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read a model file of `training.export` or what was made of it. Raises `ClickException` for any other file."""
+    try:
+        model = onnx.load(path)
+    except Exception as problem:  # onnx raises classes of protobuf's
+        raise click.ClickException(f"{path} cannot be read: {type(problem).__name__}: {problem}") from problem
+    if METADATA_KEY not in _properties(model):
+        raise click.ClickException(f"{path} has no imgsafety spec inside; export it with training.export")
+    return model
 
 
 def read_spec(model: onnx.ModelProto) -> ModelSpec:

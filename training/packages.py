@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from training.heads import NOT_MINIMAL
+from training.settings import FILE
 
 PACKAGES = Path(__file__).with_name("packages.toml")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -56,12 +57,12 @@ class Package:
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with manifest.csv.")
 @click.option("--debs", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with the .deb files.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for all of it; outside the repo.")
-@click.option("--packages", "table", type=click.Path(path_type=Path, exists=True), default=PACKAGES, help="Another packages.toml.")
+@click.option("--packages", "table", type=FILE, default=PACKAGES, help="Another packages.toml.")
 def main(data: Path, debs: Path, output: Path, table: Path) -> None:
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large is not decoded
     packages = [Package(name, **entry) for name, entry in tomllib.loads(table.read_text(encoding="utf-8")).items()]
     archives = {package.name: _archive(debs, package.name) for package in packages}
-    with (data / "manifest.csv").open(newline="", encoding="utf-8") as file:
+    with (data / "manifest.csv").open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     names = {Path(row["path"]).parts[0] for row in rows}
     if FOLDER in names:

@@ -19,9 +19,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from imgsafety.preprocess import shrink, to_pixels
 from training.manifest import Row
-from training.onnx_file import join_looks, read_spec, split_looks, write_model
+from training.onnx_file import join_looks, read_model, read_spec, split_looks, write_model
 from training.predict import read_image
-from training.settings import load_settings
+from training.settings import FILE, load_settings
 from training.split import read_fold
 
 PICTURES = 400
@@ -41,10 +41,10 @@ class Pictures(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has 
 
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with manifest.csv.")
-@click.option("--split", type=click.Path(path_type=Path), required=True, help="split.csv that training.train wrote.")
-@click.option("--model", type=click.Path(path_type=Path, exists=True), required=True, help="The exported float .onnx file.")
+@click.option("--split", type=FILE, required=True, help="split.csv that training.train wrote.")
+@click.option("--model", type=FILE, required=True, help="The exported float .onnx file.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The INT8 .onnx file to write.")
-@click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
+@click.option("--settings", "settings_path", type=FILE, default=Path(__file__).with_name("settings.toml"))
 def main(data: Path, split: Path, model: Path, output: Path, settings_path: Path) -> None:
     settings = load_settings(settings_path)
     rows = read_fold(data, split, "train", settings.licences)
@@ -55,7 +55,7 @@ def main(data: Path, split: Path, model: Path, output: Path, settings_path: Path
 
 def quantize(model: Path, output: Path, rows: list[Row], folder: Path) -> None:
     """Write the INT8 file, both of its looks. Convolutions and additions are quantised; heads and what follows stay float."""
-    looks = split_looks(onnx.load(model))
+    looks = split_looks(read_model(model))
     spec = read_spec(looks[0])
     pixels = np.stack([to_pixels(read_image(row, folder, spec.size), spec.size) for row in rows])
     seen = [pixels, shrink(pixels, spec.first_size)] if len(looks) > 1 else [pixels]

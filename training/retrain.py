@@ -12,16 +12,16 @@ from pathlib import Path
 from types import ModuleType
 
 import click
+import numpy as np
 import torch
 
 from imgsafety.spec import shipped_file
 from training import calibrate, evaluate, export, quantize, temperature, train
-from training.settings import load_settings
-from training.split import read_fold
+from training.settings import FILE, load_settings
+from training.split import groups_of, read_fold
 
 START = "imgsafety-v1.safetensors"
 OWN = Path(__file__).with_name("own.toml")
-FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command(help=__doc__)
@@ -46,9 +46,11 @@ def main(
     start = start or shipped_file(START)
     if start is None:
         raise click.UsageError(f"{START} is not beside the package: name a network with --start")
-    rows = read_fold(data, output / "split.csv", "calibration", load_settings(settings).licences)
-    # What the last step but one would refuse is refused before the first, which takes longest.
-    calibrate.require_cases(rows, calibrate.load_recipe(recipe), target_miss, calibrate.CONFIDENCE, cascade=True)
+    # What the last two steps would refuse is refused before the first, which takes longest.
+    folds = ("calibration", "test")
+    rows, _ = (read_fold(data, output / "split.csv", fold, load_settings(settings).licences) for fold in folds)
+    groups = np.array(groups_of(rows, data))
+    calibrate.require_cases(rows, groups, calibrate.load_recipe(recipe), target_miss, calibrate.CONFIDENCE, cascade=True)
     promise = {"recipe": recipe, **({"target-miss": target_miss} if target_miss else {})}
     for program, options in _steps(data, output, settings, first, start, promise, device):
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]

@@ -5,11 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
+
 from training.heads import BORROWED, HEAD_NAMES
 
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)  # of an option that names a file to read
 # Settings that name heads, and which ones they may name.
 OF_HEADS = ("heads", "frozen_heads", "steady_heads", "grafted", "last_layers", "sharpness", "evidence_decay")
 NAMING = {**dict.fromkeys(OF_HEADS, HEAD_NAMES), "borrowed": tuple(BORROWED)}
+
+
+class SettingsError(click.ClickException, ValueError):
+    """The settings cannot be used. The message names the file, or what does not fit; a command that meets it prints it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +79,27 @@ class Settings:
 def load_settings(path: Path) -> Settings:
     """Read a settings file; one that names a `base`, as seen from its folder, changes some settings of that file.
 
-    Raises `ValueError` that names a missing or unknown setting, or a head that a setting cannot be about.
+    Raises `SettingsError` that names a missing or unknown setting, or a head that a setting cannot be about.
     """
     flat = _flat(path)
     try:
         flat["stages"] = tuple(Stage(**stage) for stage in flat.get("stages", ()))
         settings = Settings(**flat)
     except TypeError as problem:
-        raise ValueError(f"{path}: {problem}") from problem
+        raise SettingsError(f"{path}: {problem}") from problem
     for setting, heads in NAMING.items():
         if unknown := set(getattr(settings, setting)).difference(heads):
-            raise ValueError(f"{path}: {setting} names {sorted(unknown)[0]!r}, not one of {', '.join(sorted(heads))}")
+            raise SettingsError(f"{path}: {setting} names {sorted(unknown)[0]!r}, not one of {', '.join(sorted(heads))}")
     if settings.trunk and (settings.trunk not in HEAD_NAMES or settings.grafted):
-        raise ValueError(f"{path}: trunk is {settings.trunk!r}; it must be a head, and nothing can be grafted beside it")
+        raise SettingsError(f"{path}: trunk is {settings.trunk!r}; it must be a head, and nothing can be grafted beside it")
     return settings
 
 
 def _flat(path: Path) -> dict[str, Any]:
-    table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    try:
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:  # ValueError: no TOML, or no UTF-8
+        raise SettingsError(f"{path}: cannot be read: {problem}") from problem
     base = _flat(path.parent / table.pop("base")) if "base" in table else {}
     settings = {key: value for key, value in table.items() if key not in ("model", "train")}
     merged: dict[str, Any] = base | settings | table.get("model", {}) | table.get("train", {})

@@ -1,6 +1,7 @@
 """The tables of a model card, each a function from held-out pictures and their scores. No torch.
 
-What a reader would get wrong: all thresholds are those of the policy that is passed in, nothing is tuned here.
+What a reader would get wrong: all thresholds are those of the policy that is passed in, nothing is tuned here. A table for
+which pictures or the policy's rule are lacking is left out.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from itertools import count, pairwise, repeat
 from pathlib import Path
 
+import click
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -59,7 +61,7 @@ class Measured:
 
     def column(self, name: str) -> npt.NDArray[np.str_]:
         """A text column of the manifest."""
-        return np.array([getattr(row, name) for row in self.rows])
+        return np.array([getattr(row, name) for row in self.rows], dtype=np.str_)
 
     @property
     def joint(self) -> Heads:
@@ -116,15 +118,32 @@ class Measured:
 
 
 def threshold(policy: Policy, rule: str, score: str) -> float:
-    """The value at which a rule of a policy reacts to a score."""
+    """The value at which a rule of a policy reacts to a score. Raises `UsageError` where there is none: ask `has_rule` first."""
+    if not has_rule(policy, rule, score):
+        raise click.UsageError(f"policy {policy.name!r} has no rule {rule!r} that asks for {score}")
     return next(entry for entry in policy.rules if entry.name == rule).when[score]
+
+
+def has_rule(policy: Policy, rule: str, score: str) -> bool:
+    """True when a policy has a rule of this name that reacts to the score."""
+    return any(entry.name == rule and score in entry.when for entry in policy.rules)
 
 
 def attire_tables(all_rows: Measured, policy: Policy) -> Iterator[Table]:
     """Minimal attire: how well it is ranked, what is flagged at the shipped threshold, and the levels."""
     known = all_rows.take(all_rows.column("attire") != "")
     positive = known.column("attire") == "minimal"
-    yield Table(
+    if positive.any():
+        yield _minimal_ranking(known, positive)
+    if known.rows and has_rule(policy, "minimal-attire", "minimal_attire"):
+        yield _minimal_flagged(all_rows, known, policy)
+    exact = known.take(np.isin(known.column("attire"), ATTIRE.labels))
+    if exact.rows:
+        yield from _levels(exact)
+
+
+def _minimal_ranking(known: Measured, positive: Mask) -> Table:
+    return Table(
         "Minimal attire: ranking",
         "Positives: `minimal`. Others: every held-out picture known not to be minimal. Per source: both from that source. "
         "95 % intervals: bootstrap for AUROC, Wilson for rates.",
@@ -138,8 +157,11 @@ def attire_tables(all_rows: Measured, policy: Policy) -> Iterator[Table]:
             ),
         ],
     )
+
+
+def _minimal_flagged(all_rows: Measured, known: Measured, policy: Policy) -> Table:
     limit = threshold(policy, "minimal-attire", "minimal_attire")
-    yield Table(
+    return Table(
         f"Minimal attire: flagged at the shipped threshold {limit:g}",
         "Misses among `minimal`, false alarms among all others, for each group of pictures. "
         "Last column: false alarms that the zoom does not bring in by itself.",
@@ -150,7 +172,6 @@ def attire_tables(all_rows: Measured, policy: Policy) -> Iterator[Table]:
             for hit, fired in [(part.column("attire") == "minimal", part.fired(policy, "minimal-attire"))]
         ],
     )
-    yield from _levels(known)
 
 
 def _parts(measured: Measured, *columns: str) -> Iterator[tuple[str, Measured]]:
@@ -178,8 +199,7 @@ def _ranking(name: str, scores: Values, positive: Mask) -> tuple[str, ...]:
     return (name, auroc_text(hits, others), *recalls)
 
 
-def _levels(known: Measured) -> Iterator[Table]:
-    exact = known.take(np.isin(known.column("attire"), ATTIRE.labels))
+def _levels(exact: Measured) -> Iterator[Table]:
     answers = exact.attire
     truth = np.array([ATTIRE.labels.index(row.attire) for row in exact.rows])
     best = answers.argmax(axis=1)
@@ -194,6 +214,8 @@ def _levels(known: Measured) -> Iterator[Table]:
     )
     rows = []
     revealing = ATTIRE.labels.index("revealing")
+    if revealing not in truth:
+        return
     for other in ("minimal", "clothed"):
         pair = np.isin(truth, (revealing, ATTIRE.labels.index(other)))
         right = (answers[pair][:, revealing] > answers[pair][:, ATTIRE.labels.index(other)]) == (truth[pair] == revealing)
@@ -209,13 +231,24 @@ def _levels(known: Measured) -> Iterator[Table]:
 
 
 def age_tables(all_rows: Measured, policy: Policy) -> Iterator[Table]:
-    """Apparent age of faces with an exact label: ranking, error, misses around 18, by group."""
-    faces = all_rows.take(~np.isnan(all_rows.exact_age))
-    age, minor = faces.exact_age, faces.exact_age < ADULT
+    """Apparent age of faces with an exact label: ranking, error, misses around 18, by group; of clothed people, ages by eye."""
+    if not has_rule(policy, "minor-exposed", "minor"):
+        return
+    faces, people = all_rows.take(~np.isnan(all_rows.exact_age)), _aged_by_eye(all_rows)
     limit = threshold(policy, "minor-exposed", "minor")
+    if faces.rows:
+        yield _age_of_faces(faces, limit)
+    if people.rows:
+        yield _age_in_scenes(people, limit)
+    if faces.rows:
+        yield _age_by_group(faces, limit)
+
+
+def _age_of_faces(faces: Measured, limit: float) -> Table:
+    age, minor = faces.exact_age, faces.exact_age < ADULT
     error = np.abs(faces.age - (age + 0.5))
     teen, young, older = (age >= 13) & minor, (age >= ADULT) & (age < 25), age >= 30
-    yield Table(
+    return Table(
         "Minor: faces with an exact age",
         f"Positives: under 18. The shipped threshold of the minor score is {limit:g}.",
         ("figure", "value"),
@@ -224,7 +257,7 @@ def age_tables(all_rows: Measured, policy: Policy) -> Iterator[Table]:
             ("AUROC, 13 to 17 against 18 to 24", auroc_text(faces.under(ADULT)[teen], faces.under(ADULT)[young])),
             (
                 "mean absolute error of the apparent age",
-                f"{error.mean():.2f} years ({len(error)} faces; under 30: {error[age < 30].mean():.2f})",
+                f"{_mean(error)} years ({len(error)} faces; under 30: {_mean(error[age < 30])})",
             ),
             *(
                 (f"{name} at {cut:g}", str(rate(hit(cut))))
@@ -235,8 +268,14 @@ def age_tables(all_rows: Measured, policy: Policy) -> Iterator[Table]:
             ("true age inside the 90 % interval", str(rate(_inside_interval(faces)))),
         ],
     )
-    yield _age_in_scenes(all_rows, limit)
-    yield Table(
+
+
+def _mean(values: Values) -> str:
+    return f"{values.mean():.2f}" if len(values) else "none"
+
+
+def _age_by_group(faces: Measured, limit: float) -> Table:
+    return Table(
         f"Minor: by group, at the shipped threshold {limit:g}",
         "Missed: share that passes as adult. Falsely flagged: share of adults that is called a minor.",
         ("group", "missed, 13 to 17", "missed, under 18", "falsely flagged, 18 to 24", "falsely flagged, 30 and older"),
@@ -251,9 +290,8 @@ def age_tables(all_rows: Measured, policy: Policy) -> Iterator[Table]:
     )
 
 
-def _age_in_scenes(all_rows: Measured, limit: float) -> Table:
+def _age_in_scenes(people: Measured, limit: float) -> Table:
     """Whole scenes and figures, clothed: ages by eye, without years."""
-    people = _aged_by_eye(all_rows)
     rows = []
     for name, part in (("all", people), *_parts(people, "framing", "source")):
         rows.append((name, *_told_apart(part, limit)))
@@ -266,20 +304,26 @@ def _age_in_scenes(all_rows: Measured, limit: float) -> Table:
     )
 
 
-def small_people_table(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path) -> Table:
-    """The same people small, alone and beside an adult."""
-    rows, limit = _aged_by_eye(all_rows).rows, threshold(policy, "minor-exposed", "minor")
+def small_people_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path) -> Iterator[Table]:
+    """The same people small, alone and, if adults are among them, beside one."""
+    rows = _aged_by_eye(all_rows).rows
+    if not rows or not has_rule(policy, "minor-exposed", "minor"):
+        return
+    limit = threshold(policy, "minor-exposed", "minor")
     random = np.random.default_rng(0)
     grounds = _grounds(all_rows.rows, data, random, len(rows))
+    if not grounds:
+        return
     adults = [read_image(row, data) for row in some_rows(rows, np.array([not row.minor for row in rows]), random, len(rows))]
 
     def pair(share: float) -> Callable[[int], Change]:
         return lambda index: beside(share, adults[index % len(adults)], grounds[index % len(grounds)])
 
     lines = []
-    for name, make in [*_pasted(grounds), *((f"at 1/{part}, beside an adult", pair(1 / part)) for part in (3, 4))]:
+    beside_one = ((f"at 1/{part}, beside an adult", pair(1 / part)) for part in (3, 4) if adults)
+    for name, make in [*_pasted(grounds), *beside_one]:
         lines.append((name, *_told_apart(Measured(rows, predict(scanner, rows, data, _in_turn(make))), limit)))
-    return Table(
+    yield Table(
         "Minor: the same people, small",
         "Pasted into pictures without people.",
         ("change", "AUROC", "minors missed", "adults falsely flagged"),
@@ -347,24 +391,28 @@ def verdict_table(all_rows: Measured, policy: Policy) -> Table:
     return Table(f"Policy `{policy.name}`: which rules fire", "On held-out pictures.", ("pictures", *rules), rows)
 
 
-def calibration_table(all_rows: Measured) -> Table:
+def calibration_tables(all_rows: Measured) -> Iterator[Table]:
     """How far the scores are from the frequency of what they predict."""
     known = all_rows.take(all_rows.column("attire") != "")
     faces = all_rows.take(~np.isnan(all_rows.exact_age))
     attire, people = known.column("attire"), _aged_by_eye(all_rows)
-    return Table(
+    scores = [
+        ("minimal_attire", known.minimal, attire == "minimal"),
+        *(
+            (f"{name}, faces", faces.under(years), faces.exact_age < years)
+            for name, years in (("minor", ADULT), ("under_25", 25.0))
+        ),
+        ("minor, clothed people in scenes, figures and portraits", people.under(ADULT), people.minors),
+    ]
+    lines = [_calibration(*score) for score in scores if len(score[1])]
+    if not lines:
+        return
+    yield Table(
         "Calibration",
         "Expected calibration error over 15 bins of equal count, and how many there are in ranges of a score beside how many it "
         "expects. It holds for the mix of pictures of this fold.",
         ("score", "error", *(f"{low:g} to {high:g}: there, expected" for low, high in pairwise(RANGES)), "pictures"),
-        [
-            _calibration("minimal_attire", known.minimal, attire == "minimal"),
-            *(
-                _calibration(f"{name}, faces", faces.under(years), faces.exact_age < years)
-                for name, years in (("minor", ADULT), ("under_25", 25.0))
-            ),
-            _calibration("minor, clothed people in scenes, figures and portraits", people.under(ADULT), people.minors),
-        ],
+        lines,
     )
 
 
@@ -408,18 +456,23 @@ def changed_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: P
     minimal, others = _minimal_and_others(all_rows.rows, random, most)
     ages = all_rows.exact_age
     minors, adults = some_rows(all_rows.rows, ages < ADULT, random, most), some_rows(all_rows.rows, ages >= 25, random, most)
-    limit = threshold(policy, "minor-exposed", "minor")
+    asked = [
+        ("minimal missed", minimal, "minimal-attire", "minimal_attire", False),
+        ("others flagged", others, "minimal-attire", "minimal_attire", True),
+        ("minors missed", minors, "minor-exposed", "minor", False),
+        ("adults 25+ flagged", adults, "minor-exposed", "minor", True),
+    ]
+    asked = [one for one in asked if one[1] and has_rule(policy, one[2], one[3])]
 
     def score(make: Callable[[int], Change]) -> list[str]:
         cells = []
-        for rows, minor, flagged in ((minimal, 0, False), (others, 0, True), (minors, 1, False), (adults, 1, True)):
+        for _, rows, rule, name, flagged in asked:
             part = Measured(rows, predict(scanner, rows, data, _in_turn(make)))
-            fired = part.under(ADULT) >= limit if minor else part.fired(policy, "minimal-attire")
+            fired = part.under(ADULT) >= threshold(policy, rule, name) if name == "minor" else part.fired(policy, rule)
             cells.append(str(rate(fired == flagged)))
         return cells
 
-    columns = ("change", "minimal missed", "others flagged", "minors missed", "adults 25+ flagged")
-    yield from _tables_of_changes(all_rows.rows, data, random, most, columns, score)
+    yield from _tables_of_changes(all_rows.rows, data, random, most, [one[0] for one in asked], score)
 
 
 def judged_tables(scanner: Scanner, all_rows: Sequence[Row], grounds: Sequence[Row], data: Path, most: int) -> Iterator[Table]:
@@ -429,17 +482,20 @@ def judged_tables(scanner: Scanner, all_rows: Sequence[Row], grounds: Sequence[R
     """
     random = np.random.default_rng(0)
     minimal, others = _minimal_and_others(all_rows, random, most)
+    asked = [one for one in (("minimal missed", minimal, False), ("others flagged", others, True)) if one[1]]
+    if not any(rule.name == "minimal-attire" for rule in scanner.policy.rules):
+        return
 
     def score(make: Callable[[int], Change]) -> list[str]:
         cells = []
-        for rows, wanted in ((minimal, False), (others, True)):
+        for _, rows, wanted in asked:
             change = _in_turn(make)
             results = scanner.scan(change(read_image(row, data)) for row in rows)
             fired = np.array([any(reason.rule == "minimal-attire" for reason in result.reasons) for result in results])
             cells.append(str(rate(fired == wanted)))
         return cells
 
-    yield from _tables_of_changes(grounds, data, random, most, ("change", "minimal missed", "others flagged"), score)
+    yield from _tables_of_changes(grounds, data, random, most, [one[0] for one in asked], score)
 
 
 def _minimal_and_others(rows: Sequence[Row], random: np.random.Generator, most: int) -> tuple[list[Row], list[Row]]:
@@ -459,9 +515,13 @@ def _tables_of_changes(
     data: Path,
     random: np.random.Generator,
     most: int,
-    columns: tuple[str, ...],
+    asked: Sequence[str],
     score: Callable[[Callable[[int], Change]], list[str]],
 ) -> Iterator[Table]:
+    """asked: what each cell of `score` is, if anything is asked at all."""
+    if not asked:
+        return
+    columns = ("change", *asked)
     yield Table(
         "Robustness",
         f"At most {most} held-out pictures per column, each changed, at the shipped thresholds.",
@@ -469,6 +529,8 @@ def _tables_of_changes(
         [(name, *score(lambda _, change=change: change)) for name, change in ROBUSTNESS.items()],  # type: ignore[misc]
     )
     grounds = _grounds(rows, data, random, most)
+    if not grounds:
+        return
 
     def grid(side: int) -> Callable[[int], Change]:
         return lambda index: collage_of(
@@ -499,11 +561,13 @@ def _pasted(grounds: Sequence[Image.Image]) -> Iterator[tuple[str, Callable[[int
     return ((f"pasted at 1/{part} of the frame", paste(1 / part)) for part in (2, 3, 4))
 
 
-def edit_table(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path) -> Table:
+def edit_tables(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path) -> Iterator[Table]:
     """Pairs of pictures as an editor makes them: how often the rule `undressed` fires."""
     people = np.isin(all_rows.column("framing"), ("scene", "figure"))
     clothed = all_rows.take((all_rows.column("attire") == "clothed") & people)
     minimal = all_rows.take(all_rows.column("attire") == "minimal")
+    if not clothed.rows or not minimal.rows or not any(rule.name == "undressed" for rule in policy.rules):
+        return
     order = np.random.default_rng(0).permutation(len(clothed.rows))
 
     def fires(before: Iterable[Scored], after: Measured) -> Mask:
@@ -528,7 +592,7 @@ def edit_table(scanner: Scanner, all_rows: Measured, policy: Policy, data: Path)
             (f"clothed, {name}", str(rate(fires(came_in, edited(clothed, name))))),
             (f"minimal, {name}", str(rate(fires(minimal.scored(), edited(minimal, name))))),
         ]
-    return Table("Edits: the rule `undressed`", "First picture: what came in. Second: what goes out.", ("pair", "fires"), rows)
+    yield Table("Edits: the rule `undressed`", "First picture: what came in. Second: what goes out.", ("pair", "fires"), rows)
 
 
 def some_rows(rows: Sequence[Row], chosen: Mask, random: np.random.Generator, most: int) -> list[Row]:

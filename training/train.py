@@ -43,7 +43,7 @@ from training.model import (
     save_weights,
     seen_by,
 )
-from training.settings import Settings, load_settings
+from training.settings import FILE, Settings, SettingsError, load_settings
 from training.split import read_fold, some_of
 
 BACKBONE_RATE = 1 / 2  # the backbone learns slower than the fresh heads
@@ -55,11 +55,11 @@ UNDER_18 = torch.tensor([edge <= ADULT for edge in AGE.edges[1:]], dtype=torch.f
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with manifest.csv.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for checkpoints; outside the repo.")
-@click.option("--settings", "settings_path", type=click.Path(path_type=Path), default=Path(__file__).with_name("settings.toml"))
-@click.option("--imagenet", type=click.Path(path_type=Path), help="Keras MobileNetV2 safetensors; default: torchvision's.")
-@click.option("--start", type=click.Path(path_type=Path), help="network.safetensors to go on from, e.g. the shipped one.")
-@click.option("--teacher", type=click.Path(path_type=Path), help="network.safetensors whose answers are learned too.")
-@click.option("--encoder", type=click.Path(path_type=Path, exists=True), help="ONNX image tower of CLIP, to see what it sees.")
+@click.option("--settings", "settings_path", type=FILE, default=Path(__file__).with_name("settings.toml"))
+@click.option("--imagenet", type=FILE, help="Keras MobileNetV2 safetensors; default: torchvision's.")
+@click.option("--start", type=FILE, help="network.safetensors to go on from, e.g. the shipped one.")
+@click.option("--teacher", type=FILE, help="network.safetensors whose answers are learned too.")
+@click.option("--encoder", type=FILE, help="ONNX image tower of CLIP, to see what it sees.")
 @click.option("--no-pretraining", is_flag=True, help="Start from random weights (smoke runs).")
 @click.option("--leave-out", multiple=True, help="Train without this source, to measure on it: `training.evaluate --left-out`.")
 @click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Train on this share of the pictures only.")
@@ -325,7 +325,7 @@ def freeze(network: Network, settings: Settings) -> None:
     and everything of its own that a head has which is not among `heads`. A finder goes where the path that it reads does not stay.
     """
     if settings.frozen_heads and not network.own_layers:
-        raise ValueError(f"frozen_heads names {settings.frozen_heads[0]!r}, which has no layers for itself: own_layers is 0")
+        raise SettingsError(f"frozen_heads names {settings.frozen_heads[0]!r}, which has no layers for itself: own_layers is 0")
     network.train()
     others = [head.name for head in HEADS if head.name not in settings.heads]
     kept = [*network.layers[: settings.frozen_layers], *(network.towers[head] for head in (*settings.frozen_heads, *others))]
@@ -423,7 +423,10 @@ def _save(path: Path, trained: Mapping[str, Any], run: Mapping[str, Any], step: 
 def _restore(path: Path, trained: Mapping[str, Any], run: Mapping[str, Any], device: str) -> int:
     if not path.is_file():
         return 0
-    state = torch.load(path, map_location=device, weights_only=True)
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as problem:  # torch raises unrelated classes, on a file that was cut off too
+        raise click.ClickException(f"{path} cannot be read, remove it to start anew: {problem}") from problem
     if state["sources"] != run["sources"]:
         raise click.ClickException(f"{path} was trained on other sources: {', '.join(state['sources'])}; name another --output")
     if state.get("digest") != run["digest"]:
