@@ -189,6 +189,25 @@ def test_a_split_is_made_without_training(tmp_path):
     assert "0 of 14 rows moved" in CliRunner().invoke(main, list(map(str, words))).output
 
 
+def test_the_split_of_the_shipped_model_joins_mirrored_repeats_after_each_had_its_fold(tmp_path):
+    folder, cache = write_labelled(tmp_path / "data", per_label=8), tmp_path / "split.csv"
+    with (folder / "manifest.csv").open(newline="") as file:
+        header, *records = csv.reader(file)
+    for record in records:
+        with Image.open(folder / record[0]) as image:
+            image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / f"{record[0]}.mirror.png")
+    with (folder / "manifest.csv").open("a", newline="") as file:
+        csv.writer(file).writerows([f"{record[0]}.mirror.png", *record[1:]] for record in records)
+    words = ["--data", folder, "--split", cache, "--settings", SETTINGS.with_name("smoke.toml"), "--as-shipped"]
+    assert CliRunner().invoke(main, list(map(str, words))).exit_code == 0
+    folds, order = dict(csv.reader(cache.read_text().splitlines())), ("train", "calibration", "test")
+    pairs = [(record[0], f"{record[0]}.mirror.png") for record in records]
+    first = [min(map(fold_of, pair), key=order.index) for pair in pairs]
+    assert [folds[one] for one, _ in pairs] == [folds[other] for _, other in pairs] == first
+    assert first != [fold_of(one) for one, _ in pairs]  # what is split anew follows the first of a pair
+    assert CliRunner().invoke(main, list(map(str, words))).exit_code == 2  # it makes, and does not mend
+
+
 def test_pictures_that_cannot_be_read_are_named(pictures):
     folder, rows = pictures
     (folder / "3.png").write_bytes(b"no picture")

@@ -8,7 +8,8 @@ that name two folds are refused; pictures that only look alike may.
 
 `python -m training.split --data DIR --split split.csv` makes a split without training anything. One that is there, and that an
 earlier version made, or from before rows had a group, it mends: a group that stands in several folds goes whole into the one that
-training has seen most of, so that what is measured afterwards is held out.
+training has seen most of, so that what is measured afterwards is held out. `--as-shipped` makes the split that the shipped model's
+figures are of.
 """
 
 import csv
@@ -38,13 +39,17 @@ SHOWN = 5  # of the pictures that cannot be read
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with manifest.csv.")
 @click.option("--split", "cache", type=click.Path(path_type=Path, dir_okay=False), required=True, help="To make or mend.")
+@click.option("--as-shipped", is_flag=True, help="Make the split of the shipped model, which joined mirrored pictures later.")
 @click.option("--settings", "settings_path", type=FILE, default=Path(__file__).with_name("settings.toml"))
-def main(data: Path, cache: Path, settings_path: Path) -> None:
+def main(data: Path, cache: Path, as_shipped: bool, settings_path: Path) -> None:
     rows = load_manifest(data / "manifest.csv", load_settings(settings_path).licences)
     if not cache.is_file():
-        load_or_split(rows, data, cache)
+        folds = mend(rows, split(rows, data, mirrored=False), data) if as_shipped else split(rows, data)
+        _write(rows, folds, cache)
         print(f"{cache}: {len(rows)} rows, made anew")
         return
+    if as_shipped:
+        raise click.UsageError(f"--as-shipped makes a split, and {cache} is one: name another, or mend that")
     _refuse_what_cannot_be_split(rows, data)
     before = _read(rows, cache)
     after = mend(rows, before, data)
@@ -62,10 +67,13 @@ def mend(rows: Sequence[Row], folds: Sequence[str], folder: Path) -> list[str]:
     return [row.fold or named.get(root) or held[root] for row, root in zip(rows, roots, strict=True)]
 
 
-def split(rows: Sequence[Row], folder: Path) -> list[str]:
-    """Return the fold of every row, in order. Reads each picture once, as a thumbnail."""
+def split(rows: Sequence[Row], folder: Path, mirrored: bool = True) -> list[str]:
+    """Return the fold of every row, in order. Reads each picture once, as a thumbnail.
+
+    mirrored: whether pictures that look alike mirrored are a group too.
+    """
     _refuse_what_cannot_be_split(rows, folder)
-    roots = groups_of(rows, folder)
+    roots = groups_of(rows, folder, mirrored)
     named = _first_folds(roots, [row.fold for row in rows])
     return [row.fold or named.get(root) or fold_of(rows[root].path) for row, root in zip(rows, roots, strict=True)]
 
@@ -123,18 +131,20 @@ def picture_sha256(row: Row, folder: Path) -> bytes:
         raise ManifestError(f"{row.path} cannot be read: {problem.strerror}") from problem
 
 
-def groups_of(rows: Sequence[Row], folder: Path) -> list[int]:
+def groups_of(rows: Sequence[Row], folder: Path, mirrored: bool = True) -> list[int]:
     """Return for each row the index of the first row of its group: of the same `group`, or alike.
 
     Raises `ManifestError` that names the pictures that cannot be read.
     """
-    _, groups, problems = readable_groups(rows, folder)
+    _, groups, problems = readable_groups(rows, folder, mirrored)
     if problems:
         raise ManifestError("pictures that cannot be read: " + first_of_all(problems))
     return groups
 
 
-def readable_groups(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[int], list[str]]:
+def readable_groups(
+    rows: Sequence[Row], folder: Path, mirrored: bool = True
+) -> tuple[list[Row], list[int], list[str]]:
     """Return the rows whose pictures can be read, their groups as of `groups_of`, and what is wrong with each of the others."""
     read, thumbnails, problems = [], [], []
     for row in rows:
@@ -143,7 +153,7 @@ def readable_groups(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[
             read.append(row)
         except ManifestError as problem:
             problems.append(problem.message)
-    return read, _join(read, np.stack(thumbnails)) if read else [], problems
+    return read, _join(read, np.stack(thumbnails), mirrored) if read else [], problems
 
 
 def first_of_all(problems: Sequence[str]) -> str:
@@ -221,8 +231,8 @@ def _thumbnail(row: Row, folder: Path) -> npt.NDArray[np.float32]:
     return values / (np.linalg.norm(values) + 1e-3)
 
 
-def _join(rows: Sequence[Row], thumbnails: npt.NDArray[np.float32]) -> list[int]:
-    """Union-find over equal group names and thumbnails that are alike, as they are or mirrored; return each row's least member."""
+def _join(rows: Sequence[Row], thumbnails: npt.NDArray[np.float32], mirrored: bool) -> list[int]:
+    """Union-find over equal group names and thumbnails that are alike, if so also mirrored; return each row's least member."""
     parents = list(range(len(rows)))
 
     def find(node: int) -> int:
@@ -239,10 +249,12 @@ def _join(rows: Sequence[Row], thumbnails: npt.NDArray[np.float32]) -> list[int]
     for index, row in enumerate(rows):
         if row.group:
             join(first_of.setdefault((row.source, row.group), index), index)
-    mirrored = thumbnails.reshape(-1, THUMBNAIL, THUMBNAIL, 3)[:, :, ::-1].reshape(thumbnails.shape)
+    flipped = thumbnails.reshape(-1, THUMBNAIL, THUMBNAIL, 3)[:, :, ::-1].reshape(thumbnails.shape)
     for start in range(0, len(rows), BLOCK):
         block = thumbnails[start : start + BLOCK]
-        alike = (block @ thumbnails.T > ALIKE) | (block @ mirrored.T > MIRRORED)
+        alike = block @ thumbnails.T > ALIKE
+        if mirrored:
+            alike |= block @ flipped.T > MIRRORED
         for left, right in np.argwhere(alike):
             join(start + int(left), int(right))
     return [find(index) for index in range(len(rows))]
