@@ -1,14 +1,13 @@
 """What training may learn from, decided before any pixel is read."""
 
 import csv
-import hashlib
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from training.manifest import AGES_BY_EYE, BY_EYE, ManifestError, load_manifest, manifest_sha256
+from training.manifest import AGES_BY_EYE, BY_EYE, ManifestError, load_manifest
 from training.settings import load_settings
 
 SETTINGS = Path(__file__).parents[1] / "training" / "settings.toml"
@@ -214,11 +213,6 @@ def test_ages_by_eye_belong_to_pictures_that_are_there(shared_data):
     seen = seen_by_eye()
     assert len({(source, path) for source, path, _ in seen}) == len(seen) > 1000
     assert not any(known[source, path].exposed for source, path, _ in seen)
-
-
-def test_the_hash_of_a_manifest_is_that_of_its_bytes_and_of_the_ages_by_eye(manifest):
-    path = manifest({})
-    assert manifest_sha256(path) == hashlib.sha256(path.read_bytes() + AGES_BY_EYE.read_bytes()).hexdigest()
 
 
 def test_the_real_manifest_is_lawful(shared_data):

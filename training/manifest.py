@@ -16,7 +16,6 @@ an unknown attire can be exposed. And ages of scenes whose origin names none, or
 """
 
 import csv
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -123,14 +122,6 @@ def check_sources(rows: Sequence[Row], sources: Sequence[str]) -> None:
     """Raise `ManifestError` for a source that no row has."""
     if unknown := set(sources) - {row.source for row in rows}:
         raise ManifestError(f"the manifest has no source {', '.join(sorted(unknown))} to leave out")
-
-
-def manifest_sha256(path: Path) -> str:
-    """Return the SHA-256 of the manifest's bytes and of the ages by eye that override it.
-
-    The policies that ship with version 1.0 name it as their `data_sha256`; `training.calibrate` now names its pictures as well.
-    """
-    return hashlib.sha256(path.read_bytes() + AGES_BY_EYE.read_bytes()).hexdigest()
 
 
 def _row(line: int, record: Mapping[str | None, str | None], licences: Mapping[str, str]) -> Row:
