@@ -192,7 +192,7 @@ def test_a_split_is_made_without_training(tmp_path):
 def test_the_split_of_the_shipped_model_joins_mirrored_repeats_after_each_had_its_fold(tmp_path):
     folder, cache = write_labelled(tmp_path / "data", per_label=8), tmp_path / "split.csv"
     with (folder / "manifest.csv").open(newline="") as file:
-        header, *records = csv.reader(file)
+        _, *records = csv.reader(file)
     for record in records:
         with Image.open(folder / record[0]) as image:
             image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / f"{record[0]}.mirror.png")
