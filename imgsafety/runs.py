@@ -102,7 +102,7 @@ def _scan_missing(
             store.write([*fresh, *known])
             yield from (entry.result for entry in (*fresh, *known))
     if whole and not (stopped or listed or copies):
-        store.end({"finished": _now()})
+        store.end({"finished": _now()}, forget=not (chosen.sample or chosen.max_files))
 
 
 def decide_run(store: Store, policy: Policy) -> None:

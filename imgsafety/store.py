@@ -174,15 +174,15 @@ class Store:
         self._connection.execute("DELETE FROM unjudged")
         self._connection.execute("INSERT INTO unjudged SELECT path FROM files WHERE sha256 IS NULL")
 
-    def end(self, facts: Mapping[str, Any]) -> None:
-        """End a scan that listed everything: forget what stood for archives and folders that could be looked into this time.
+    def end(self, facts: Mapping[str, Any], forget: bool) -> None:
+        """End a scan: store facts and, if it listed everything, forget what stood for archives and folders that could be read now.
 
         These are there, pictures in them were judged, and they did not come up as what cannot be judged again.
         """
         again = "SELECT path FROM files WHERE sha256 IS NULL AND path IN unjudged"
         inside = "SELECT 1 FROM files WHERE path > ? AND path < ? AND sha256 IS NOT NULL"
         with self._transaction():
-            for (path,) in list(self.query(again)):
+            for (path,) in list(self.query(again)) if forget else ():
                 stem = path.removesuffix(b"/...")
                 if os.path.lexists(stem) and next(self.query(inside, (stem + b"/", stem + b"0")), None):
                     self._connection.execute("DELETE FROM files WHERE path = ?", (path,))

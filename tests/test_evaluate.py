@@ -79,7 +79,7 @@ def test_tables_that_lack_their_pictures_are_left_out(evaluate, keep, lacking):
     [
         ({"minimal-attire": "minimal_attire"}, {FACES, SCENES, SMALL, EDITS, "Cascade"}),
         ({"minor-exposed": "minor"}, {FLAGGED, EDITS, "Cascade"}),
-        ({"my own": "exposed"}, {FLAGGED, FACES, SCENES, SMALL, CHANGED, PASTED, EDITS, "Cascade"}),
+        ({"my-own": "exposed"}, {FLAGGED, FACES, SCENES, SMALL, CHANGED, PASTED, EDITS, "Cascade"}),
         ({"minimal-attire": "exposed", "undressed": "exposed"}, {FLAGGED, FACES, SCENES, SMALL, CHANGED, PASTED, "Cascade"}),
     ],
     ids=["attire", "minors", "others", "other scores"],
