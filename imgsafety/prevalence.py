@@ -79,17 +79,12 @@ def corrected_share(flagged: int, total: int, errors: ErrorCounts) -> Share | No
     specificity are themselves estimates. None when there is nothing to count, when nothing shows that the classifier is better
     than chance, or when it flags fewer pictures here than its false alarms alone would be: then the rates are not of such pictures.
     """
-    found = _estimate(flagged, total, errors)
+    found = correct(flagged, total, errors)
     return found if isinstance(found, Share) else None
 
 
-def why_uncorrected(flagged: int, total: int, errors: ErrorCounts) -> str:
-    """Return why `corrected_share` gives none, or nothing where it gives one."""
-    found = _estimate(flagged, total, errors)
-    return found if isinstance(found, str) else ""
-
-
-def _estimate(flagged: int, total: int, errors: ErrorCounts) -> Share | str:
+def correct(flagged: int, total: int, errors: ErrorCounts) -> Share | str:
+    """Return what `corrected_share` does, or in a sentence why there is none."""
     if not total:
         return "nothing was judged"
     chance = "nothing shows that the classifier is better than chance"

@@ -21,13 +21,12 @@ from imgsafety.prevalence import (
     DEFAULT_SCAN,
     ErrorCounts,
     Share,
+    correct,
     corrected_difference,
-    corrected_share,
     difference,
     load_rates,
     raw_share,
     shipped_rates,
-    why_uncorrected,
 )
 from imgsafety.result import SEVERITY
 from imgsafety.sink import printable
@@ -268,32 +267,21 @@ def _figures(tally: Tally, thresholds: Mapping[str, float | None], rates: dict[s
     what, known = tally.what, rates if isinstance(rates, dict) else {}
     judged, people = what["judged"], what["people"]
     minimal, minor = (known.get(name) for name in ("minimal-attire", "apparent-minor"))
-    of_people, with_people = corrected_share(what["minor"], people, minor) if minor else None, raw_share(people, judged)
-    of_all = of_people.of(with_people) if of_people and with_people else None
-    minors = _figure(what["minor"], judged, thresholds["minor"])
+    of_all = correct(what["minimal"], judged, minimal) if minimal else ""
+    of_people, with_people = correct(what["minor"], people, minor) if minor else "", raw_share(people, judged)
+    minors = of_people.of(with_people) if isinstance(of_people, Share) and with_people else of_people
     return {
-        "minimal_attire": _corrected(_figure(what["minimal"], judged, thresholds["minimal_attire"]), minimal),
-        "minor_in_minimal_attire": _figure(what["both"], what["minimal"], thresholds["minor"]),
-        "minor": {
-            **minors,
-            "corrected": asdict(of_all) if of_all else None,
-            "uncorrected": why_uncorrected(what["minor"], people, minor) if minor else "",
-        },
+        "minimal_attire": _figure(what["minimal"], judged, thresholds["minimal_attire"], of_all),
+        "minor_in_minimal_attire": _figure(what["both"], what["minimal"], thresholds["minor"], ""),
+        "minor": _figure(what["minor"], judged, thresholds["minor"], minors),
     }
 
 
-def _figure(count: int, total: int, threshold: float | None) -> dict[str, Any]:
+def _figure(count: int, total: int, threshold: float | None, corrected: Share | str) -> dict[str, Any]:
+    """corrected: the share, or why there is none although its error rates are known."""
     raw = raw_share(count, total) if threshold is not None else None
-    return {"count": count, "of": total, "raw": asdict(raw) if raw else None, "corrected": None, "uncorrected": ""}
-
-
-def _corrected(figure: dict[str, Any], errors: ErrorCounts | None) -> dict[str, Any]:
-    """The figure with its corrected share, or the reason why there is none although its error rates are known."""
-    if errors is None:
-        return figure
-    counted = (figure["count"], figure["of"], errors)
-    share = corrected_share(*counted)
-    return {**figure, "corrected": asdict(share) if share else None, "uncorrected": why_uncorrected(*counted)}
+    share, why = (asdict(corrected), "") if isinstance(corrected, Share) else (None, corrected)
+    return {"count": count, "of": total, "raw": asdict(raw) if raw else None, "corrected": share, "uncorrected": why}
 
 
 def _describe_rates(rates: dict[str, ErrorCounts] | str) -> dict[str, Any]:
@@ -306,8 +294,9 @@ def quote(summary: Mapping[str, Any]) -> str:
     """The three figures on one line that can be quoted as it stands."""
     figures, sample = summary["figures"], summary["run"]["selection"]["sample"]
     unfinished = "" if summary["run"]["finished"] else " so far, in a scan that is not finished"
-    drawn = " of a random sample" if not sample or summary["files"] <= sample else " of several samples, drawn as files came,"
-    whole = f"{summary['judged']:,} pictures{drawn if sample else ''} that could be judged{unfinished}"
+    several = sample and summary["files"] > sample
+    drawn = " of several samples, drawn as files came," if several else " of a random sample" if sample else ""
+    whole = f"{summary['judged']:,} pictures{drawn} that could be judged{unfinished}"
     model, policy = summary["run"]["model"]["name"], summary["run"]["policy"]["name"]
     minimal = _say(figures["minimal_attire"])
     return (

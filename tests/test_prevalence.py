@@ -11,12 +11,12 @@ from imgsafety import SetupError
 from imgsafety.prevalence import (
     ErrorCounts,
     Share,
+    correct,
     corrected_difference,
     corrected_share,
     difference,
     load_rates,
     raw_share,
-    why_uncorrected,
 )
 
 MANY = 10**9
@@ -154,10 +154,10 @@ def test_rates_of_a_wrong_kind_are_refused(tmp_path, policies):
 
 
 def test_what_is_not_corrected_has_a_reason():
-    assert "fewer are flagged" in why_uncorrected(2, 10_000, ErrorCounts(900, 100, 950, 50))
-    assert "more are flagged" in why_uncorrected(20, 20, ErrorCounts(50, 50, 95, 5))
-    assert "chance" in why_uncorrected(5, 10, ErrorCounts(50, 50, 50, 50))
-    assert why_uncorrected(200, 10_000, ErrorCounts(900, 100, 990, 10)) == ""
+    assert "fewer are flagged" in correct(2, 10_000, ErrorCounts(900, 100, 950, 50))
+    assert "more are flagged" in correct(20, 20, ErrorCounts(50, 50, 95, 5))
+    assert "chance" in correct(5, 10, ErrorCounts(50, 50, 50, 50))
+    assert correct(200, 10_000, ErrorCounts(900, 100, 990, 10)) == corrected_share(200, 10_000, ErrorCounts(900, 100, 990, 10))
 
 
 @pytest.mark.parametrize(("people", "minors"), [(0.1, 0.5), (0.3, 0.9), (0.3, 0.1)])
