@@ -65,6 +65,22 @@ class VacuousError(click.ClickException):
 
 
 @dataclass(frozen=True, slots=True)
+class Task:
+    """What is asked of labelled pictures: a policy for a scanner's model, as a recipe says.
+
+    groups: by row, what looks alike or belongs together. target_miss: in place of every miss rate of the recipe, if it is given.
+    """
+
+    scanner: Scanner
+    rows: Sequence[Row]
+    groups: Groups
+    data: Path
+    recipe: dict[str, Any]
+    target_miss: float | None
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class Threshold:
     """The chosen value, the promise it keeps, and what it rests on.
 
@@ -183,11 +199,12 @@ def calibrate(
     judged = [index for index, one in enumerate(answers) if not one.error]
     rows, scored, groups = [rows[index] for index in judged], [answers[index] for index in judged], groups[judged]
     found: dict[Promise, Threshold] = {}
-    tables = list(_rules(scanner, rows, scored, groups, data, recipe, target_miss, confidence, found))
+    task = Task(scanner, rows, groups, data, recipe, target_miss, confidence)
+    tables = list(_rules(task, scored, found))
     for line in dict.fromkeys(_warnings(found)):
         click.echo(line, err=True)
     if scanner.session.spec.first_size and "cascade" in recipe:
-        tables.append(_cascade(scanner, rows, groups, data, recipe, target_miss, confidence, found))
+        tables.append(_cascade(task, found))
     if "zoom" in recipe or "thorough" in recipe:
         tables += _other_looks(open_scanner(scanner.session.path, thorough=True), rows, data, recipe)
     header = _header(scanner, name, recipe["about"], confidence, left_out, _of_data(rows, data, len(unread)))
@@ -196,29 +213,18 @@ def calibrate(
     return header + "\n" + "\n\n".join(tables) + "\n\n# What each threshold promises, and the pictures it rests on.\n" + record
 
 
-def _rules(
-    scanner: Scanner,
-    rows: Sequence[Row],
-    scored: Sequence[Scored],
-    groups: Groups,
-    data: Path,
-    recipe: dict[str, Any],
-    target_miss: float | None,
-    confidence: float,
-    found: dict[Promise, Threshold],
-) -> Iterator[str]:
-    """The `[[rules]]` tables; their thresholds are added to `found`."""
-    for rule in recipe["rules"]:
+def _rules(task: Task, scored: Sequence[Scored], found: dict[Promise, Threshold]) -> Iterator[str]:
+    """The `[[rules]]` tables; their thresholds are added to `found`. scored: each picture, both looks together."""
+    for rule in task.recipe["rules"]:
         lines = [f'name = "{rule["name"]}"', f'verdict = "{rule["verdict"]}"']
         for key in CONDITIONS:
             chosen = {}
             for score, miss in rule.get(key, {}).items():
                 edits = rule.get("edits", 1.0)
-                promise = (key, score, target_miss or miss, recipe["false_alarms"], edits)
+                promise = (key, score, task.target_miss or miss, task.recipe["false_alarms"], edits)
                 if promise not in found:
-                    least = _edits_threshold(scanner, rows, data, score, edits) if key == "when" else -math.inf
-                    scores = _highest(scored, LOOKS[0], score)
-                    found[promise] = _threshold(rows, scores, groups, promise, confidence, least=least)
+                    least = _edits_threshold(task, score, edits) if key == "when" else -math.inf
+                    found[promise] = _threshold(task, _highest(scored, LOOKS[0], score), promise, least=least)
                     _refuse_vacuous(promise, found[promise])
                 chosen[score] = found[promise].value
             if chosen:
@@ -291,34 +297,25 @@ def _highest(scored: Sequence[Scored], look: str, score: str) -> Values:
     return np.array(values)
 
 
-def _cascade(
-    scanner: Scanner,
-    rows: Sequence[Row],
-    groups: Groups,
-    data: Path,
-    recipe: dict[str, Any],
-    target_miss: float | None,
-    confidence: float,
-    found: dict[Promise, Threshold],
-) -> str:
+def _cascade(task: Task, found: dict[Promise, Threshold]) -> str:
     """The `[cascade]` table, with thresholds no higher than the lowest of the rules in `found`; its own are added there."""
-    first = first_looks(scanner, rows, data)
+    first = first_looks(task.scanner, task.rows, task.data)
     lines = ["# All below these in a first look at a fifth of the pixels: nobody looks again.", "[cascade]"]
-    for score, miss in recipe["cascade"].items():
+    for score, miss in task.recipe["cascade"].items():
         fires = [threshold.value for (key, name, *_), threshold in found.items() if (key, name) == ("when", score)]
-        promise = ("cascade", score, target_miss or miss, recipe.get("second_looks", 0.0), 1.0)
+        promise = ("cascade", score, task.target_miss or miss, task.recipe.get("second_looks", 0.0), 1.0)
         values = np.array([one.named[score] for one in first])
-        found[promise] = _threshold(rows, values, groups, promise, confidence, most=min(fires, default=1.0))
+        found[promise] = _threshold(task, values, promise, most=min(fires, default=1.0))
         lines.append(f"{_key(score)} = {found[promise].value}")
     return "\n".join(lines)
 
 
-def _edits_threshold(scanner: Scanner, rows: Sequence[Row], data: Path, score: str, share: float) -> float:
+def _edits_threshold(task: Task, score: str, share: float) -> float:
     """What at most a share of the clothed pictures reach after any one of the edits that undress nobody."""
     if share >= 1:
         return -math.inf
-    images = (read_image(row, data) for row in rows if row.attire == "clothed")
-    scored = [together(one) for one in scanner.score(change(image) for image in images for change in EDITS.values())]
+    images = (read_image(row, task.data) for row in task.rows if row.attire == "clothed")
+    scored = [together(one) for one in task.scanner.score(change(image) for image in images for change in EDITS.values())]
     reached = _highest(scored, LOOKS[0], score).reshape(-1, len(EDITS))
     return max(affordable_threshold(values, share, np.full(len(values), "clothed")) for values in reached.T)
 
@@ -369,25 +366,17 @@ def _years(score: str) -> int | None:
     return ADULT if score == "minor" else int(found[1]) if found else None
 
 
-def _threshold(
-    rows: Sequence[Row],
-    scores: Values,
-    groups: Groups,
-    promise: Promise,
-    confidence: float,
-    least: float = -math.inf,
-    most: float = 1.0,
-) -> Threshold:
+def _threshold(task: Task, scores: Values, promise: Promise, least: float = -math.inf, most: float = 1.0) -> Threshold:
     key, score, miss, false_alarms, _ = promise
-    cases, others = cases_of(rows, key, score)
+    cases, others = cases_of(task.rows, key, score)
     # `before_below` is a promise about high scores of clothed pictures: the same question, mirrored.
     sign = -1 if key == "before_below" else 1
-    alone = lowest_of_groups(sign * scores[cases], groups[cases])
-    promised = certified_threshold(alone, miss, confidence, f"{key} {score}")
+    alone = lowest_of_groups(sign * scores[cases], task.groups[cases])
+    promised = certified_threshold(alone, miss, task.confidence, f"{key} {score}")
     # Where the promise leaves room, the room goes to finding more, as far as false alarms allow. Not for `before_below`: there
     # it would find nothing more, and a picture that was exposed before would count as undressed when its score moves a little.
     # A first look may not settle at what a rule fires (`most`).
-    origins = np.array([row.source for row in rows])
+    origins = np.array([row.source for row in task.rows])
     affordable = max(least, affordable_threshold(scores[others], false_alarms, origins[others]))
     # What is promised is rounded down, which finds more, what can be afforded up, which flags less: the number written keeps both.
     lowest = _rounded(promised, math.floor)
@@ -395,7 +384,7 @@ def _threshold(
         lowest = min(lowest, _rounded(max(affordable, 0.0), math.ceil))
     value = min(max(sign * lowest, 0.0), most)
     missed = int((alone < sign * value).sum())
-    bound = float(stats.beta.ppf(confidence, missed + 1, max(len(alone) - missed, 1)))
+    bound = float(stats.beta.ppf(task.confidence, missed + 1, max(len(alone) - missed, 1)))
     flagged = rate(sign * scores[others] >= sign * value)
     return Threshold(value, miss, missed, len(alone), int(cases.sum()), round(bound, DECIMALS), flagged)
 
