@@ -98,6 +98,10 @@ class Policy:
         tables = [table for rule in self.rules for table in (rule.when, rule.before_below)]
         return frozenset(name for table in (*tables, self.cascade, *self.least.values()) for name in table)
 
+    def asks(self, edit: bool) -> bool:
+        """True when a rule is about pictures alone or, for an edit, when there is any: without one, nothing can be allowed."""
+        return any(edit or not rule.before_below for rule in self.rules)
+
     def for_look(self, look: str) -> "Policy":
         """The policy for one look, a name of `preprocess.LOOKS`: elsewhere, rules may ask for more than in the whole.
 

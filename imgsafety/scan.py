@@ -394,6 +394,9 @@ def judge(policy: Policy, scored: Scored, before: Scored | None = None) -> tuple
     named = {reason.rule: reason for one, at in judged if scored.frames[at] == scored.frames[index] for reason in one.reasons}
     named |= {reason.rule: reason for reason in verdict.reasons}
     verdict = replace(verdict, reasons=tuple(named[rule.name] for rule in policy.rules if rule.name in named))
+    if not policy.asks(edit=before is not None):
+        has = "rules about edits only" if policy.rules else "no rules"
+        verdict = Verdict("undecided", (), f"policy {policy.name!r} has {has}")
     fired = {name for reason in verdict.reasons for name in reason.scores if name in scores.maps}
     places = {name: where.boxes(scores.maps[name]) for name in sorted(fired)}
     return make_result(scored.path, scored.sha256, scored.frames[index], scores, verdict, places), index

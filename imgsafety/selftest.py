@@ -97,7 +97,7 @@ def _model(session: Session) -> Step:
 def _scores(frames: Mapping[str, Image.Image], check: Callable[[Any], Result]) -> Step:
     """Every frame has scores, and they are not the same for all: a collapsed model answers a constant."""
     results = {name: check(frame) for name, frame in frames.items()}
-    silent = [f"{name}: {result.error}" for name, result in results.items() if result.verdict == "undecided"]
+    silent = [f"{name}: {result.error}" for name, result in results.items() if not result.scores]
     if silent:
         return Step("scores", False, f"no verdict for a drawn frame: {silent[0]}")
     table = np.array([_flat(result) for result in results.values()])

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from imgsafety import Policy, Scanner
+from imgsafety.policy import Rule
 from imgsafety.session import MODEL_FILE, Session
 from imgsafety.spec import ModelSpec
 
@@ -79,7 +80,7 @@ def shipped():
     path = Path(__file__).parents[1] / "weights" / MODEL_FILE
     if not path.is_file():
         pytest.skip("weights/ holds no model")
-    return Scanner(path, Policy("scores only", Session(path).spec.identity, ()))
+    return Scanner(path, Policy("scores only", Session(path).spec.identity, (Rule("any", "label", {"minor": 0.0}),)))
 
 
 def forms(path):

@@ -5,6 +5,7 @@ import itertools
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,21 @@ def test_an_edit_that_undresses_is_blocked(scanner, draw):
     assert result.verdict == "block" and "undressed" in [reason.rule for reason in result.reasons]
     assert scanner.check_edit(draw("minimal"), draw("minimal")).verdict == "review"
     assert scanner.check_edit(draw("clothed"), draw("clothed")).verdict == "allow"
+
+
+def test_a_policy_about_edits_alone_allows_no_picture_alone(toy_path, toy_policy, draw):
+    edits = Scanner(toy_path, replace(toy_policy, rules=tuple(rule for rule in toy_policy.rules if rule.before_below)))
+    for result in (edits.check(draw("clothed")), *edits.scan([draw("minimal"), draw("nobody")])):
+        assert result.verdict == "undecided" and "rules about edits only" in result.error and result.scores
+    assert edits.check_edit(draw("clothed"), draw("minimal")).verdict == "block"
+    assert edits.check_edit(draw("clothed"), draw("clothed")).verdict == "allow"
+    assert edits.selftest().passed
+
+
+def test_a_policy_without_rules_allows_nothing(toy_path, toy_policy, draw):
+    scanner = Scanner(toy_path, replace(toy_policy, rules=()))
+    for result in (scanner.check(draw("clothed")), scanner.check_edit(draw("clothed"), draw("clothed"))):
+        assert result.verdict == "undecided" and "no rules" in result.error
 
 
 def test_an_edit_is_judged_against_every_frame_that_came_in(scanner, draw):
