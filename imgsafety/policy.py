@@ -98,10 +98,6 @@ class Policy:
         tables = [table for rule in self.rules for table in (rule.when, rule.before_below)]
         return frozenset(name for table in (*tables, self.cascade, *self.least.values()) for name in table)
 
-    def asks(self, edit: bool) -> bool:
-        """True when a rule is about pictures alone or, for an edit, when there is any: without one, nothing can be allowed."""
-        return any(edit or not rule.before_below for rule in self.rules)
-
     def for_look(self, look: str) -> "Policy":
         """The policy for one look, a name of `preprocess.LOOKS`: elsewhere, rules may ask for more than in the whole.
 
@@ -236,14 +232,17 @@ def decide(policy: Policy, scores: Scores, before: Scores | None = None) -> Verd
     """Apply every rule to the scores of one picture; the gravest outcome is the decision.
 
     before: scores of the picture that came in, for an edit; rules with `before_below` need it.
-    A rule whose scores are missing or not finite makes the verdict `undecided`, unless another blocks.
+    A rule whose scores are missing or not finite makes the verdict `undecided`, unless another blocks. So does a policy that has
+    no rule to ask.
     """
+    asked = [rule for rule in policy.rules if before is not None or not rule.before_below]
+    if not asked:
+        has = "rules about edits only" if policy.rules else "no rules"
+        return Verdict("undecided", (), f"policy {policy.name!r} has {has}")
     reasons: list[Reason] = []
     decision: Decision = "allow"
     error: str | None = None
-    for rule in policy.rules:
-        if rule.before_below and before is None:
-            continue
+    for rule in asked:
         lacking = _lacking(rule.when, scores) + (_lacking(rule.before_below, before) if before else [])
         if lacking:
             error = f"rule {rule.name!r} has no finite score {lacking[0]!r}"

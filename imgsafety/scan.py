@@ -394,18 +394,19 @@ def judge(policy: Policy, scored: Scored, before: Scored | None = None) -> tuple
     named = {reason.rule: reason for one, at in judged if scored.frames[at] == scored.frames[index] for reason in one.reasons}
     named |= {reason.rule: reason for reason in verdict.reasons}
     verdict = replace(verdict, reasons=tuple(named[rule.name] for rule in policy.rules if rule.name in named))
-    if not policy.asks(edit=before is not None):
-        has = "rules about edits only" if policy.rules else "no rules"
-        verdict = Verdict("undecided", (), f"policy {policy.name!r} has {has}")
     fired = {name for reason in verdict.reasons for name in reason.scores if name in scores.maps}
     places = {name: where.boxes(scores.maps[name]) for name in sorted(fired)}
     return make_result(scored.path, scored.sha256, scored.frames[index], scores, verdict, places), index
 
 
 def _deciding(policy: Policy, taken: tuple[str, ...]) -> tuple[str, ...]:
-    """The looks that decide: a half says nothing alone, and a default scan for a policy without `[zoom]` would not zoom."""
+    """The looks that decide: a half says nothing alone, and a default scan for a policy without `[zoom]` would not zoom.
+
+    The whole always does; another look only where the policy has rules to ask about it.
+    """
     zooms = policy.zoom or taken[-1] == LOOKS[-1]  # a thorough scan zooms whatever the policy says
-    return tuple(look for look in dict.fromkeys(taken if zooms else LOOKS[:1]) if look != CLOSER[0])
+    others = (look for look in dict.fromkeys(taken if zooms else ()) if look not in (LOOKS[0], CLOSER[0]))
+    return LOOKS[0], *(look for look in others if policy.for_look(look).rules)
 
 
 def together(scored: Scored) -> Scored:

@@ -84,6 +84,13 @@ def test_what_is_known_to_block_blocks_though_another_score_is_missing():
     assert verdict.decision == "block" and verdict.error
 
 
+def test_a_policy_with_no_rule_to_ask_allows_nothing():
+    edits = Policy("edits", "toy 1", tuple(rule for rule in TOY.rules if rule.before_below))
+    assert decide(edits, scores()).decision == "undecided" and decide(edits, scores(), scores()).decision == "allow"
+    none = Policy("none", "toy 1", ())
+    assert decide(none, scores()).decision == decide(none, scores(), scores()).decision == "undecided"
+
+
 @given(st.dictionaries(NAMES, st.sampled_from(NOT_NUMBERS), min_size=1), st.dictionaries(NAMES, PROBABILITY))
 def test_damaged_scores_are_never_allowed(damage, others):
     assert decide(TOY, scores(**{**others, **damage})).decision in ("undecided", "block")

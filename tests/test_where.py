@@ -113,6 +113,15 @@ def test_both_looks_answer_for_the_whole_together(toy_path: Path) -> None:
     assert joint.minor == scored.scores[0].named["minor"]
 
 
+def test_a_policy_about_edits_alone_asks_no_zoom(toy_path: Path) -> None:
+    policy = parse_policy(POLICY + ZOOMS)
+    scanner = Scanner(toy_path, replace(policy, rules=tuple(rule for rule in policy.rules if rule.before_below)))
+    clothed, bare = (Image.new("RGB", (64, 64), colour) for colour in ("lime", "red"))
+    pairs = [(SMALL_RED, SMALL_RED), (clothed, clothed), (clothed, bare)]
+    assert [scanner.check_edit(*pair).verdict for pair in pairs] == ["allow", "allow", "block"]
+    assert scanner.check(SMALL_RED).verdict == "undecided"
+
+
 def test_a_decoy_that_draws_the_zoom_takes_little_from_a_sure_whole() -> None:
     pooled = pool(np.array([0.1, 0.0, 0.0, 0.9]), np.array([1.0, 0.0, 0.0, 0.0]))
     assert pooled.sum() == pytest.approx(1.0) and 0.69 < pooled[-1] < 0.9
